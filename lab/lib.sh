@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0
+# What the scripts of the workshop share. To be sourced, with bash.
+
+set -euo pipefail
+shopt -s inherit_errexit extglob
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+build=$top/build
+me=${0##*/}
+
+# The result must not depend on whose machine this is: neither on the user's
+# git configuration, nor on locale or time zone.
+export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null LC_ALL=C TZ=UTC
+# A clone that belongs to the user, handled by root, is not an attack.
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+
+# say TEXT: one line about what happens
+say() {
+	printf '%s: %s\n' "$me" "$*"
+}
+
+# die MESSAGE [WHAT-TO-DO [LOG]]: the error, the remedy and where to look
+die() {
+	printf '%s: error: %s\n' "$me" "$1" >&2
+	[[ -z ${2-} ]] || printf '%s: what to do: %s\n' "$me" "$2" >&2
+	[[ -z ${3-} ]] || printf '%s: log: %s\n' "$me" "$3" >&2
+	exit 1
+}
+
+# need_space GIB [DIRECTORY]: stop before the disk is full and not after
+need_space() {
+	local dir=${2:-$build} free
+	mkdir -p "$dir"
+	free=$(df -Pk "$dir/" | awk 'NR == 2 { print int($4 / 1048576) }')
+	((free >= $1)) || die "$dir needs $1 GiB of free disk, there are $free" \
+		"free some, or make build/ a symbolic link to a larger disk"
+}
+
+# as_root COMMAND...: directly, or through sudo
+as_root() {
+	if ((EUID == 0)); then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		echo "neither root nor sudo: run as root: $*" >&2
+		return 1
+	fi
+}
+
+# apt_update: fetch Debian's package lists; the network gets three chances
+apt_update() {
+	local try
+	for try in 1 2 3; do
+		as_root apt-get -q -o APT::Update::Error-Mode=any update && return
+		sleep $((try * 3))
+	done
+	return 1
+}
+
+# only_one: of two runs that write below build/, the second waits. The scripts
+# that a run calls belong to it.
+only_one() {
+	[[ -z ${GMEM_LOCKED-} ]] || return 0
+	export GMEM_LOCKED=1
+	mkdir -p "$build"
+	exec 9>"$build/lock"
+	flock -n 9 || { say "waiting for another run to finish"; flock 9; }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM's own access to private memory, on behalf of the guest: what it reads and
+ * writes when it emulates an instruction or walks the guest's page tables. All
+ * of it goes to the page that the guest sees, or nowhere: a page that is private
+ * is never looked for at userspace_addr.
+ *
+ * The contents are reached with the folio locked. A folio leaves its file with
+ * the lock held too, and is cleared then, so what is written here is never left
+ * behind in a page that belongs to somebody else. A page that is converted or
+ * punched meanwhile has had its last access: the guest's instruction that asked
+ * for it was under way when that happened, and could have come first.
+ */
+
+#include <linux/highmem.h>
+#include <linux/kvm_guest_memfd.h>
+#include <linux/kvm_host.h>
+#include <linux/kvm_private_access.h>
+#include <linux/pagemap.h>
+
+/* The page of @gfn, mapped, with its folio locked. */
+static void *private_map(struct kvm *kvm, struct kvm_memory_slot *slot,
+			 gfn_t gfn, bool atomic, struct folio **folio)
+{
+	/* There may be memory that even the host's kernel cannot read. */
+	if (!kvm_arch_private_mem_accessible(kvm))
+		return ERR_PTR(-EFAULT);
+
+	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+		return ERR_PTR(-EFAULT);
+
+	*folio = kvm_gmem_lock_folio(slot, gfn, atomic);
+	if (IS_ERR(*folio))
+		return ERR_CAST(*folio);
+
+	return kmap_local_page(folio_file_page(*folio, kvm_gmem_index(slot, gfn)));
+}
+
+static void private_unmap(void *page, struct folio *folio)
+{
+	kunmap_local(page);
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+/**
+ * kvm_private_read - read from a private page
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ * @data: where to copy to
+ * @offset: where in the page to start, in bytes
+ * @len: how many bytes, all in the page
+ * @atomic: whether the caller cannot sleep; a page that is not in the file, or
+ *          that is in use, cannot be read then
+ *
+ * Context: SRCU protects @slot.
+ * Return: 0 or -errno.
+ */
+int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+		     void *data, int offset, int len, bool atomic)
+{
+	struct folio *folio;
+	void *page;
+
+	page = private_map(kvm, slot, gfn, atomic, &folio);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+
+	memcpy(data, page + offset, len);
+	private_unmap(page, folio);
+
+	return 0;
+}
+
+/**
+ * kvm_private_write - write to a private page
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ * @data: where to copy from
+ * @offset: where in the page to start, in bytes
+ * @len: how many bytes, all in the page
+ *
+ * Context: may sleep. SRCU protects @slot.
+ * Return: 0 or -errno.
+ */
+int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+		      const void *data, int offset, int len)
+{
+	struct folio *folio;
+	void *page;
+
+	page = private_map(kvm, slot, gfn, false, &folio);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+
+	memcpy(page + offset, data, len);
+	private_unmap(page, folio);
+
+	return 0;
+}
+
+#define private_try_cmpxchg(type, ptr, old, new)				\
+	try_cmpxchg((type *)(ptr), (type *)(old), *(const type *)(new))
+
+/**
+ * kvm_private_cmpxchg - compare and exchange in a private page
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ * @offset: where in the page, in bytes; a multiple of @len, or at least such
+ *          that the operand does not leave the page
+ * @old: the value expected, and the one that was found
+ * @new: the value to store
+ * @len: size of the operand: 1, 2, 4 or 8 bytes
+ *
+ * Atomic towards vCPUs that run.
+ *
+ * Context: may sleep. SRCU protects @slot.
+ * Return: 0 if the values were exchanged, 1 if the old one was not as expected
+ * or @gfn is not private any more, or -errno.
+ */
+int kvm_private_cmpxchg(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+			int offset, void *old, const void *new, int len)
+{
+	struct folio *folio;
+	bool done = false;
+	void *page;
+
+	page = private_map(kvm, slot, gfn, false, &folio);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+
+	if (!kvm_gfn_is_private(kvm, gfn))
+		goto out;
+
+	switch (len) {
+	case 1:
+		done = private_try_cmpxchg(u8, page + offset, old, new);
+		break;
+	case 2:
+		done = private_try_cmpxchg(u16, page + offset, old, new);
+		break;
+	case 4:
+		done = private_try_cmpxchg(u32, page + offset, old, new);
+		break;
+	case 8:
+		done = private_try_cmpxchg(u64, page + offset, old, new);
+		break;
+	default:
+		WARN_ON_ONCE(1);
+	}
+out:
+	private_unmap(page, folio);
+
+	return !done;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The KVM library together with kselftest_harness.h: one named case per rule,
+ * each in a process of its own, so that one that fails leaves the others alone.
+ */
+#ifndef SELFTEST_KVM_HARNESS_H
+#define SELFTEST_KVM_HARNESS_H
+
+#include <linux/bits.h>
+
+#include "kvm_util.h"
+
+/* The library's ends the process, the harness's ends the case. */
+#undef ASSERT_EQ
+#include "kselftest_harness.h"
+
+/* The errno of a call that returns a negative number when it fails, else 0. */
+static inline int err_of(long ret)
+{
+	return ret < 0 ? errno : 0;
+}
+
+/* Private memory needs a VM of this type; without it there is nothing to test. */
+static void __attribute__((constructor)) require_sw_protected_vm(void)
+{
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM));
+}
+
+static inline struct kvm_vm *create_protected_vm(void)
+{
+	return ____vm_create(VM_SHAPE(KVM_X86_SW_PROTECTED_VM), 0);
+}
+
+#endif /* SELFTEST_KVM_HARNESS_H */

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the tests of private memory share.
+ *
+ * The guest talks to its test in registers only, so that its stack, and all
+ * else that it needs, may live in memory that the test cannot read.
+ */
+#ifndef SELFTEST_KVM_PRIVATE_MEM_H
+#define SELFTEST_KVM_PRIVATE_MEM_H
+
+#include <linux/bits.h>
+#include <linux/kvm_para.h>
+
+#include "kvm_util.h"
+#include "processor.h"
+
+#define GUEST_CALL_PORT		0x2000
+
+/* Where tests put the memory under test, guest physical and guest virtual. */
+#define PRIVATE_MEM_GPA		0x100000000ull
+#define PRIVATE_MEM_SLOT	10
+
+struct guest_call {
+	uint64_t nr;
+	uint64_t args[3];
+};
+
+/*
+ * A guest's call to the test: the number travels in RAX, the arguments in RDI,
+ * RSI and RCX.
+ */
+static inline void guest_call(uint64_t nr, uint64_t arg0, uint64_t arg1, uint64_t arg2)
+{
+	asm volatile("outb %%al, %%dx"
+		     : : "a" (nr), "d" (GUEST_CALL_PORT), "D" (arg0), "S" (arg1), "c" (arg2)
+		     : "memory");
+}
+
+bool vcpu_is_guest_call(struct kvm_vcpu *vcpu);
+bool vcpu_get_guest_call(struct kvm_vcpu *vcpu, struct guest_call *call);
+
+/* Guest side: ask the VMM to make guest memory private or shared. */
+uint64_t guest_map_gpa_range(uint64_t gpa, uint64_t size, bool private);
+
+/*
+ * One access by the guest, driven from outside: the vCPU is set to a few
+ * instructions that make the access and then call the test.
+ */
+enum guest_access {
+	GUEST_READ,	/* returns the u64 at gva */
+	GUEST_WRITE,	/* writes the u64 @val to gva */
+	GUEST_EXEC,	/* jumps to gva, which holds guest_exec_code() */
+	GUEST_FILL,	/* writes @nr times the u64 @val from gva on */
+	GUEST_CHECK,	/* compares @nr u64 from gva on with @val, returns what is left */
+};
+
+/* The instructions, for the guest's eyes only. */
+extern char guest_access_read[], guest_access_write[], guest_access_exec[];
+extern char guest_access_fill[], guest_access_check[];
+
+void vcpu_access_set(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		     uint64_t val, uint64_t nr);
+int vcpu_access_run(struct kvm_vcpu *vcpu);
+int __vcpu_access(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		  uint64_t val, uint64_t nr);
+uint64_t vcpu_access(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		     uint64_t val, uint64_t nr);
+uint64_t vcpu_access_result(struct kvm_vcpu *vcpu);
+
+/* Code for GUEST_EXEC that returns @val: MOV $val, %EAX; OUT %AL, (%DX) */
+static inline uint64_t guest_exec_code(uint32_t val)
+{
+	return 0xb8 | (uint64_t)val << 8 | 0xeeull << 40;
+}
+
+static inline uint64_t vcpu_read_u64(struct kvm_vcpu *vcpu, uint64_t gva)
+{
+	return vcpu_access(vcpu, GUEST_READ, gva, 0, 0);
+}
+
+static inline void vcpu_write_u64(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val)
+{
+	vcpu_access(vcpu, GUEST_WRITE, gva, val, 0);
+}
+
+static inline void vcpu_fill(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size)
+{
+	vcpu_access(vcpu, GUEST_FILL, gva, val, size / 8);
+}
+
+/* Fails the test unless the guest reads @val, and nothing else, in the range. */
+void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size);
+
+/* The outcome of KVM_RUN was a fault on the private page at @gpa. */
+bool vcpu_is_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa);
+void vcpu_assert_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa);
+
+/* A write(2) to the private half must not be short. */
+void guest_memfd_write(int fd, const void *data, size_t size, off_t offset);
+void guest_memfd_punch(int fd, off_t offset, size_t size);
+
+/* Memory for the shared half. */
+void *shared_mem_alloc(size_t size);
+
+struct kvm_vm *private_mem_vm_create(uint32_t nr_vcpus, uint64_t extra_pages,
+				     void *guest_code, struct kvm_vcpu *vcpus[]);
+
+/* Moves a memslot with all that it holds into private memory. */
+void vm_mem_slot_make_private(struct kvm_vm *vm, uint32_t slot);
+
+/* Emulates every instruction behind this prefix, while the parameter is set. */
+#define FORCED_EMULATION	"ud2; .ascii \"kvm\"; "
+int forced_emulation_set(int val);
+
+static inline bool private_mem_supported(void)
+{
+	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
+}
+
+#endif /* SELFTEST_KVM_PRIVATE_MEM_H */

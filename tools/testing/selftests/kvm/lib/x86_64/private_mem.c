@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What the tests of private memory share: a guest that is driven from outside,
+ * one access at a time, and VMs whose memory is private.
+ */
+#define _GNU_SOURCE
+#include <linux/falloc.h>
+
+#include "private_mem.h"
+
+#define FORCED_EMULATION_PARAM	"/sys/module/kvm/parameters/force_emulation_prefix"
+
+/*
+ * The accesses.  None of them needs a stack, so that nothing else in the guest
+ * is touched.  RDX holds the port, RDI the address, RAX the value, RCX the count.
+ */
+asm(".pushsection .text\n"
+	"guest_access_read:\n"
+	"	mov (%rdi), %rax\n"
+	"	outb %al, %dx\n"
+	"guest_access_write:\n"
+	"	mov %rax, (%rdi)\n"
+	"	outb %al, %dx\n"
+	"guest_access_exec:\n"
+	"	jmp *%rdi\n"
+	"guest_access_fill:\n"
+	"	cld\n"
+	"	rep stosq\n"
+	"	outb %al, %dx\n"
+	"guest_access_check:\n"
+	"	cld\n"
+	"	repe scasq\n"
+	"	mov $0, %eax\n"
+	"	je 1f\n"
+	"	lea 1(%rcx), %rax\n"
+	"1:	outb %al, %dx\n"
+	".popsection\n");
+
+static char * const guest_access_code[] = {
+	[GUEST_READ]	= guest_access_read,
+	[GUEST_WRITE]	= guest_access_write,
+	[GUEST_EXEC]	= guest_access_exec,
+	[GUEST_FILL]	= guest_access_fill,
+	[GUEST_CHECK]	= guest_access_check,
+};
+
+bool vcpu_is_guest_call(struct kvm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+
+	return run->exit_reason == KVM_EXIT_IO && run->io.port == GUEST_CALL_PORT &&
+	       run->io.direction == KVM_EXIT_IO_OUT;
+}
+
+/*
+ * Take a guest's call.  Returns false where the vCPU stopped for something else.
+ */
+bool vcpu_get_guest_call(struct kvm_vcpu *vcpu, struct guest_call *call)
+{
+	struct kvm_regs regs;
+
+	if (!vcpu_is_guest_call(vcpu))
+		return false;
+
+	vcpu_regs_get(vcpu, &regs);
+	call->nr = regs.rax;
+	call->args[0] = regs.rdi;
+	call->args[1] = regs.rsi;
+	call->args[2] = regs.rcx;
+
+	vcpu_run_complete_io(vcpu);
+	return true;
+}
+
+uint64_t guest_map_gpa_range(uint64_t gpa, uint64_t size, bool private)
+{
+	uint64_t attrs = KVM_MAP_GPA_RANGE_PAGE_SZ_4K;
+
+	attrs |= private ? KVM_MAP_GPA_RANGE_ENCRYPTED : KVM_MAP_GPA_RANGE_DECRYPTED;
+	return kvm_hypercall(KVM_HC_MAP_GPA_RANGE, gpa, size >> PAGE_SHIFT, attrs, 0);
+}
+
+void vcpu_access_set(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		     uint64_t val, uint64_t nr)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	regs.rip = (uintptr_t)guest_access_code[access];
+	regs.rflags = X86_EFLAGS_FIXED;
+	regs.rax = val;
+	regs.rcx = nr;
+	regs.rdx = GUEST_CALL_PORT;
+	regs.rdi = gva;
+	vcpu_regs_set(vcpu, &regs);
+}
+
+/* Returns what KVM_RUN returned.  May be called again where that was an error. */
+int vcpu_access_run(struct kvm_vcpu *vcpu)
+{
+	int ret = _vcpu_run(vcpu);
+
+	/* The call's exit needs to be finished before the next access. */
+	if (!ret && vcpu_is_guest_call(vcpu)) {
+		vcpu_run_complete_io(vcpu);
+		vcpu->run->exit_reason = KVM_EXIT_IO;
+	}
+	return ret;
+}
+
+int __vcpu_access(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		  uint64_t val, uint64_t nr)
+{
+	vcpu_access_set(vcpu, access, gva, val, nr);
+	return vcpu_access_run(vcpu);
+}
+
+uint64_t vcpu_access_result(struct kvm_vcpu *vcpu)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	return regs.rax;
+}
+
+uint64_t vcpu_access(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
+		     uint64_t val, uint64_t nr)
+{
+	int ret = __vcpu_access(vcpu, access, gva, val, nr);
+
+	TEST_ASSERT(!ret && vcpu_is_guest_call(vcpu),
+		    "Guest access %d at 0x%lx did not complete, rc: %i errno: %i exit: %u (%s)",
+		    access, gva, ret, errno, vcpu->run->exit_reason,
+		    exit_reason_str(vcpu->run->exit_reason));
+	return vcpu_access_result(vcpu);
+}
+
+void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size)
+{
+	uint64_t nr = size / 8, left, seen;
+
+	left = vcpu_access(vcpu, GUEST_CHECK, gva, val, nr);
+	if (!left)
+		return;
+
+	gva += (nr - left) * 8;
+	seen = vcpu_read_u64(vcpu, gva);
+	TEST_FAIL("Guest expected 0x%lx at 0x%lx, read 0x%lx", val, gva, seen);
+}
+
+bool vcpu_is_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa)
+{
+	struct kvm_run *run = vcpu->run;
+
+	return ret == -1 && err == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
+	       run->memory_fault.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE &&
+	       run->memory_fault.gpa == (gpa & PAGE_MASK) &&
+	       run->memory_fault.size == PAGE_SIZE;
+}
+
+void vcpu_assert_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa)
+{
+	struct kvm_run *run = vcpu->run;
+
+	TEST_ASSERT(ret == -1 && err == EFAULT,
+		    "Expected EFAULT from KVM_RUN, rc: %i errno: %i exit: %u (%s)",
+		    ret, err, run->exit_reason, exit_reason_str(run->exit_reason));
+	TEST_ASSERT(run->exit_reason == KVM_EXIT_MEMORY_FAULT,
+		    "Expected exit MEMORY_FAULT, got %u (%s)",
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	TEST_ASSERT(vcpu_is_private_fault(vcpu, ret, err, gpa),
+		    "Expected memory_fault flags 0x%llx gpa 0x%llx size 0x%llx, got flags 0x%llx gpa 0x%llx size 0x%llx",
+		    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa & PAGE_MASK, PAGE_SIZE,
+		    run->memory_fault.flags, run->memory_fault.gpa, run->memory_fault.size);
+}
+
+void guest_memfd_write(int fd, const void *data, size_t size, off_t offset)
+{
+	ssize_t ret = pwrite(fd, data, size, offset);
+
+	TEST_ASSERT(ret == size, "Cannot write %zu bytes at 0x%lx, rc: %zd errno: %i (%s)",
+		    size, offset, ret, errno, strerror(errno));
+}
+
+void guest_memfd_punch(int fd, off_t offset, size_t size)
+{
+	int ret = fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size);
+
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate(PUNCH_HOLE)", ret));
+}
+
+void *shared_mem_alloc(size_t size)
+{
+	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	TEST_ASSERT(mem != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));
+	return mem;
+}
+
+/*
+ * A software-protected VM with guest_code on each vCPU.  Its own memory, in
+ * slot 0, is shared; vm_mem_slot_make_private() changes that.
+ */
+struct kvm_vm *private_mem_vm_create(uint32_t nr_vcpus, uint64_t extra_pages,
+				     void *guest_code, struct kvm_vcpu *vcpus[])
+{
+	struct kvm_regs regs;
+	struct kvm_vm *vm;
+	int i;
+
+	vm = __vm_create_with_vcpus(VM_SHAPE(KVM_X86_SW_PROTECTED_VM), nr_vcpus,
+				    extra_pages, guest_code, vcpus);
+	vm_enable_cap(vm, KVM_CAP_EXIT_HYPERCALL, BIT(KVM_HC_MAP_GPA_RANGE));
+
+	/* The compiler counts on the alignment that a call leaves behind. */
+	for (i = 0; i < nr_vcpus; i++) {
+		vcpu_regs_get(vcpus[i], &regs);
+		regs.rsp -= 8;
+		vcpu_regs_set(vcpus[i], &regs);
+	}
+	return vm;
+}
+
+/*
+ * The shared half keeps its contents, guest page tables included, so that the
+ * library can still translate guest addresses.  They are a snapshot: what the
+ * guest does from here on cannot be seen in them.
+ */
+void vm_mem_slot_make_private(struct kvm_vm *vm, uint32_t slot)
+{
+	struct userspace_mem_region *region = memslot2region(vm, slot);
+	uint64_t size = region->region.memory_size;
+	uint64_t gpa = region->region.guest_phys_addr;
+
+	vm_set_user_memory_region(vm, slot, region->region.flags, gpa, 0, region->host_mem);
+
+	region->guest_memfd = vm_create_guest_memfd(vm, size, 0);
+	region->guest_memfd_offset = 0;
+	region->region.flags |= KVM_MEM_GUEST_MEMFD;
+	guest_memfd_write(region->guest_memfd, region->host_mem, size, 0);
+
+	vm_set_user_memory_region2(vm, slot, region->region.flags, gpa, size, region->host_mem,
+				   region->guest_memfd, 0);
+	vm_mem_set_private(vm, gpa, size);
+}
+
+/* Returns the former value, or -1 where KVM cannot be told to emulate. */
+int forced_emulation_set(int val)
+{
+	char buf[16] = "";
+	int fd, len;
+
+	fd = open(FORCED_EMULATION_PARAM, O_RDWR);
+	if (fd < 0)
+		return -1;
+
+	TEST_ASSERT(read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read " FORCED_EMULATION_PARAM);
+	len = snprintf(NULL, 0, "%d", val);
+	TEST_ASSERT(dprintf(fd, "%d", val) == len, "Cannot write " FORCED_EMULATION_PARAM);
+	close(fd);
+
+	return atoi(buf);
+}

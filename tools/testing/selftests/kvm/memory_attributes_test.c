@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM_SET_MEMORY_ATTRIBUTES: what it refuses, and that the guest sees exactly
+ * what was set, no matter what happens to memslots or to allocations.
+ */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "kvm_harness.h"
+#include "private_mem.h"
+
+#define PAGE		4096UL
+#define PRIVATE		KVM_MEMORY_ATTRIBUTE_PRIVATE
+
+FIXTURE(attributes) {
+	struct kvm_vm *vm;	/* without a single memslot */
+};
+
+FIXTURE_SETUP(attributes)
+{
+	self->vm = create_protected_vm();
+}
+
+FIXTURE_TEARDOWN(attributes)
+{
+	kvm_vm_free(self->vm);
+}
+
+#define set_err(gpa, size, attributes) \
+	err_of(__vm_set_memory_attributes(self->vm, gpa, size, attributes))
+
+TEST_F(attributes, no_memslot)
+{
+	EXPECT_EQ(0, set_err(0, PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err(0, PAGE, 0));
+	EXPECT_EQ(0, set_err(1UL << 40, 5 * PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err((1UL << 40) + PAGE, PAGE, 0));
+}
+
+/* Takes no longer than a page does, else the case runs out of time. */
+TEST_F(attributes, all_addresses)
+{
+	EXPECT_EQ(0, set_err(0, -PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err(PAGE, 1UL << 51, 0));
+	EXPECT_EQ(0, set_err(0, -PAGE, 0));
+}
+
+TEST_F(attributes, unaligned)
+{
+	static const struct {
+		uint64_t gpa, size;
+	} bad[] = {
+		{ 1, PAGE }, { PAGE - 1, PAGE }, { PAGE + 512, PAGE },
+		{ 0, 1 }, { 0, PAGE - 1 }, { 0, PAGE + 1 }, { PAGE, 512 },
+		{ 1, PAGE - 1 }, { 512, 2 * PAGE - 512 },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(bad); i++) {
+		EXPECT_EQ(EINVAL, set_err(bad[i].gpa, bad[i].size, PRIVATE))
+			TH_LOG("0x%lx bytes at 0x%lx", bad[i].size, bad[i].gpa);
+		EXPECT_EQ(EINVAL, set_err(bad[i].gpa, bad[i].size, 0))
+			TH_LOG("0x%lx bytes at 0x%lx", bad[i].size, bad[i].gpa);
+	}
+}
+
+TEST_F(attributes, zero_size)
+{
+	EXPECT_EQ(EINVAL, set_err(0, 0, PRIVATE));
+	EXPECT_EQ(EINVAL, set_err(0, 0, 0));
+	EXPECT_EQ(EINVAL, set_err(PAGE, 0, PRIVATE));
+}
+
+TEST_F(attributes, wrap)
+{
+	EXPECT_EQ(EINVAL, set_err(-PAGE, 2 * PAGE, PRIVATE));
+	EXPECT_EQ(EINVAL, set_err(2 * PAGE, -PAGE, PRIVATE));
+	EXPECT_EQ(EINVAL, set_err(1UL << 63, (1UL << 63) + PAGE, PRIVATE));
+	EXPECT_EQ(EINVAL, set_err(-PAGE, -PAGE, 0));
+}
+
+TEST_F(attributes, unknown)
+{
+	uint64_t known = vm_check_cap(self->vm, KVM_CAP_MEMORY_ATTRIBUTES);
+	int i;
+
+	EXPECT_EQ(PRIVATE, known);
+	for (i = 0; i < 64; i++) {
+		if (known & (1ULL << i))
+			continue;
+		EXPECT_EQ(EINVAL, set_err(0, PAGE, 1ULL << i))
+			TH_LOG("attribute 1 << %d", i);
+		EXPECT_EQ(EINVAL, set_err(0, PAGE, 1ULL << i | PRIVATE))
+			TH_LOG("attribute 1 << %d with PRIVATE", i);
+	}
+}
+
+TEST_F(attributes, flags)
+{
+	struct kvm_memory_attributes args = { .size = PAGE, .attributes = PRIVATE };
+	int i;
+
+	for (i = 0; i < 64; i++) {
+		args.flags = 1ULL << i;
+		EXPECT_EQ(EINVAL, err_of(__vm_ioctl(self->vm, KVM_SET_MEMORY_ATTRIBUTES, &args)))
+			TH_LOG("flag 1 << %d", i);
+	}
+}
+
+TEST_F(attributes, bad_pointer)
+{
+	struct kvm_memory_attributes *args = NULL;
+
+	EXPECT_EQ(EFAULT, err_of(__vm_ioctl(self->vm, KVM_SET_MEMORY_ATTRIBUTES, args)));
+}
+
+/* A VM without private memory knows no attribute. */
+TEST_F(attributes, default_vm)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+
+	EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_MEMORY_ATTRIBUTES));
+	EXPECT_EQ(EINVAL, err_of(__vm_set_memory_attributes(vm, 0, PAGE, PRIVATE)));
+	kvm_vm_free(vm);
+}
+
+/*
+ * What the guest sees: a shared page can be read, a private one exits, as no
+ * file stands behind it.
+ */
+#define SLOT		1
+#define NR_PAGES	64
+#define GPA		PRIVATE_MEM_GPA
+
+FIXTURE(guest) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	bool private[NR_PAGES];		/* what should be */
+	int failslab;			/* the setting, as it was; 0 for none */
+};
+
+#define FAILSLAB	"/sys/kernel/debug/failslab/ignore-gfp-wait"
+#define FAIL_NTH	"/proc/thread-self/fail-nth"
+
+static void add_slot(struct kvm_vm *vm)
+{
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, GPA, SLOT, NR_PAGES, 0);
+}
+
+FIXTURE_SETUP(guest)
+{
+	self->vm = private_mem_vm_create(1, NR_PAGES, NULL, &self->vcpu);
+	add_slot(self->vm);
+	virt_map(self->vm, GPA, GPA, NR_PAGES);
+}
+
+static int write_file(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY), ret;
+
+	if (fd < 0)
+		return -1;
+	ret = write(fd, value, strlen(value)) == strlen(value) ? 0 : -1;
+	close(fd);
+	return ret;
+}
+
+FIXTURE_TEARDOWN(guest)
+{
+	if (self->failslab)
+		write_file(FAILSLAB, self->failslab == 'Y' ? "Y" : "N");
+	kvm_vm_free(self->vm);
+}
+
+/* Sets pages [page, page + nr) and notes what should be. */
+static void set_pages(struct _test_data_guest *self, int page, int nr, bool private)
+{
+	vm_set_memory_attributes(self->vm, GPA + page * PAGE, nr * PAGE, private ? PRIVATE : 0);
+	while (nr--)
+		self->private[page++] = private;
+}
+
+static bool is_private(struct _test_data_guest *self, int page)
+{
+	uint64_t gpa = GPA + page * PAGE;
+	int ret = __vcpu_access(self->vcpu, GUEST_READ, gpa, 0, 0), err = errno;
+
+	if (!ret && vcpu_is_guest_call(self->vcpu))
+		return false;
+	vcpu_assert_private_fault(self->vcpu, ret, err, gpa);
+	return true;
+}
+
+/* The guest sees what should be. */
+static void check_pages(struct __test_metadata *_metadata, struct _test_data_guest *self)
+{
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		ASSERT_EQ(self->private[i], is_private(self, i))
+			TH_LOG("page %d", i);
+	}
+}
+
+TEST_F(guest, begins_shared)
+{
+	check_pages(_metadata, self);
+}
+
+TEST_F(guest, exactly_the_range)
+{
+	set_pages(self, 8, 8, true);
+	check_pages(_metadata, self);
+	set_pages(self, 10, 2, false);
+	check_pages(_metadata, self);
+	set_pages(self, 9, 4, true);
+	check_pages(_metadata, self);
+	set_pages(self, 0, NR_PAGES, true);
+	check_pages(_metadata, self);
+	set_pages(self, 0, NR_PAGES - 1, false);
+	check_pages(_metadata, self);
+}
+
+TEST_F(guest, random)
+{
+	unsigned int seed = time(NULL);
+	int i, page;
+
+	TH_LOG("seed %u", seed);
+	for (i = 0; i < 100; i++) {
+		page = rand_r(&seed) % NR_PAGES;
+		set_pages(self, page, 1 + rand_r(&seed) % (NR_PAGES - page), rand_r(&seed) & 1);
+		check_pages(_metadata, self);
+	}
+}
+
+TEST_F(guest, refused_changes_nothing)
+{
+	set_pages(self, 8, 8, true);
+	EXPECT_EQ(EINVAL, set_err(GPA, NR_PAGES * PAGE + 1, PRIVATE));
+	EXPECT_EQ(EINVAL, set_err(GPA, NR_PAGES * PAGE, PRIVATE | 1));
+	EXPECT_EQ(EINVAL, set_err(GPA, NR_PAGES * PAGE, 1));
+	EXPECT_EQ(EINVAL, set_err(GPA, -PAGE, 0));
+	check_pages(_metadata, self);
+}
+
+TEST_F(guest, survives_its_slot)
+{
+	set_pages(self, 8, 8, true);
+	vm_mem_region_delete(self->vm, SLOT);
+	add_slot(self->vm);
+	check_pages(_metadata, self);
+
+	/* Also when they are set while there is no slot. */
+	vm_mem_region_delete(self->vm, SLOT);
+	set_pages(self, 12, 20, true);
+	set_pages(self, 9, 1, false);
+	add_slot(self->vm);
+	check_pages(_metadata, self);
+}
+
+TEST_F(guest, survives_other_slots)
+{
+	set_pages(self, 8, 8, true);
+	vm_mem_region_set_flags(self->vm, SLOT, KVM_MEM_LOG_DIRTY_PAGES);
+	check_pages(_metadata, self);
+	vm_mem_region_set_flags(self->vm, SLOT, 0);
+	check_pages(_metadata, self);
+
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, GPA + NR_PAGES * PAGE,
+				    SLOT + 1, NR_PAGES, 0);
+	vm_mem_region_set_flags(self->vm, SLOT + 1, KVM_MEM_LOG_DIRTY_PAGES);
+	check_pages(_metadata, self);
+	vm_mem_region_delete(self->vm, SLOT + 1);
+	check_pages(_metadata, self);
+}
+
+/*
+ * What is set already costs no vCPU its mappings.  KVM counts those that it
+ * has, and the last line shows that this count would tell.
+ */
+TEST_F(guest, same_again_keeps_mappings)
+{
+	uint64_t mapped;
+
+	set_pages(self, 8, 8, true);
+	check_pages(_metadata, self);
+	mapped = vm_get_stat(self->vm, "pages_4k");
+	ASSERT_LE(NR_PAGES - 8, mapped);
+
+	set_pages(self, 0, 8, false);
+	set_pages(self, 16, NR_PAGES - 16, false);
+	set_pages(self, 0, 4, false);
+	EXPECT_EQ(mapped, vm_get_stat(self->vm, "pages_4k"));
+
+	set_pages(self, 0, 4, true);
+	EXPECT_EQ(mapped - 4, vm_get_stat(self->vm, "pages_4k"));
+}
+
+/* Makes the nth allocation from now on fail, 0 none; false where KVM's cannot. */
+static bool fail_nth(int nth)
+{
+	char value[16];
+
+	snprintf(value, sizeof(value), "%d", nth);
+	return !write_file(FAIL_NTH, value);
+}
+
+/* Whether that happened since. */
+static bool did_fail(struct __test_metadata *_metadata)
+{
+	int fd = open(FAIL_NTH, O_RDONLY);
+	char value[16] = "";
+
+	EXPECT_LT(0, read(fd, value, sizeof(value) - 1));
+	close(fd);
+	return !atoi(value);
+}
+
+/* Lets KVM's allocations fail at all; false where there is no fault injection. */
+static bool can_fail(struct __test_metadata *_metadata, struct _test_data_guest *self)
+{
+	char setting;
+	int fd;
+
+	fd = open(FAILSLAB, O_RDONLY);
+	if (fd < 0 || !fail_nth(0))
+		return false;
+
+	EXPECT_EQ(1, read(fd, &setting, 1));
+	close(fd);
+	self->failslab = setting;
+	EXPECT_EQ(0, write_file(FAILSLAB, "N"));
+	return true;
+}
+
+/*
+ * Sets all from a page on, as often as there are allocations to fail, and then
+ * once more without.  Returns how often it failed.
+ */
+static int set_with_failures(struct __test_metadata *_metadata, struct _test_data_guest *self,
+			     int page, bool private)
+{
+	const uint64_t far = 1UL << 50;	/* where nothing has been set yet */
+	int nth, err, i, failed = 0;
+
+	for (nth = 1; ; nth++) {
+		ASSERT_GT(100, nth);
+		ASSERT_TRUE(fail_nth(nth));
+		err = set_err(GPA + page * PAGE, far, private ? PRIVATE : 0);
+		if (!did_fail(_metadata))
+			break;
+		fail_nth(0);
+
+		if (err) {
+			failed++;
+			EXPECT_EQ(ENOMEM, err)
+				TH_LOG("allocation %d", nth);
+		} else {
+			/* It can do without this one. */
+			vm_mem_set_shared(self->vm, GPA, far);
+			for (i = 0; i < NR_PAGES; i++)
+				set_pages(self, i, 1, self->private[i]);
+		}
+		check_pages(_metadata, self);
+	}
+	fail_nth(0);
+
+	EXPECT_EQ(0, err);
+	for (i = page; i < NR_PAGES; i++)
+		self->private[i] = private;
+	check_pages(_metadata, self);
+	return failed;
+}
+
+/* All or nothing, whichever allocation fails. */
+TEST_F(guest, enomem)
+{
+	int failed;
+
+	if (!can_fail(_metadata, self))
+		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
+
+	/* From the midst of a run of each kind. */
+	set_pages(self, 0, 4, true);
+	set_pages(self, 20, 4, true);
+	set_pages(self, 40, 1, true);
+	failed = set_with_failures(_metadata, self, 2, false);
+	failed += set_with_failures(_metadata, self, 30, true);
+	failed += set_with_failures(_metadata, self, 40, false);
+	EXPECT_LT(0, failed)
+		TH_LOG("no allocation failed, so this case showed nothing");
+}
+
+/* What is set already is free. */
+TEST_F(guest, same_again_allocates_nothing)
+{
+	if (!can_fail(_metadata, self))
+		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
+
+	set_pages(self, 8, 8, true);
+	ASSERT_TRUE(fail_nth(1));
+	EXPECT_EQ(0, set_err(GPA + 8 * PAGE, 8 * PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err(GPA + 10 * PAGE, 2 * PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err(GPA + 16 * PAGE, 1UL << 50, 0));
+	EXPECT_EQ(0, set_err(0, GPA + 8 * PAGE, 0));
+	EXPECT_FALSE(did_fail(_metadata));
+	fail_nth(0);
+	check_pages(_metadata, self);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,1355 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM's own access to private memory: instructions that it fetches, operands
+ * that it reads and writes, and guest page tables that it walks.
+ *
+ * The whole guest is private, but for a page in the middle of its code and of
+ * its data.  The other half of each page holds what would be believed if KVM
+ * looked there: other instructions, other data, and page tables that translate
+ * the same addresses to other pages.  No half but the guest's may change.
+ *
+ * All cases run in ordinary memory too, which shows that it is the memory they
+ * test and not the emulator.
+ */
+#define _GNU_SOURCE
+#include <linux/falloc.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "private_mem.h"
+
+/* The harness has its own. */
+#undef ASSERT_EQ
+#include "kselftest_harness.h"
+
+#define SLOT		PRIVATE_MEM_SLOT
+#define GPA		PRIVATE_MEM_GPA
+
+#define EMULATION_TIMEOUT	120
+
+/* The pages of a test.  C2 and D2 are shared. */
+enum { C0, C1, C2, C3, D0, D1, D2, D3, STACK, NR_PAGES };
+
+#define CODE_GVA	0x200000000ull
+#define DATA_GVA	0x200010000ull
+#define STACK_GVA	0x200020000ull
+#define PT_GVA		0x200030000ull
+#define MMIO_GVA	0x200040000ull
+#define STACK_TOP	(STACK_GVA + PAGE_SIZE)
+#define MMIO_GPA	(GPA + 0x40000000ull)
+#define IO_PORT		0x3000
+
+/* In the half that is not the guest's, and where the wrong page tables lead. */
+#define OTHER_HALF	0x5a
+#define OTHER_PAGE	0xa5
+
+/* A descriptor that nothing else uses. */
+#define TEST_SELECTOR	0x20
+#define TEST_BASE	0x12345000ull
+
+struct guest {
+	bool private;
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct kvm_regs regs;
+
+	/* What the guest's half and the other half of each page begin with. */
+	uint8_t page[NR_PAGES][PAGE_SIZE];
+	uint8_t decoy[NR_PAGES][PAGE_SIZE];
+	bool hole[NR_PAGES];
+
+	int memfd;
+	uint8_t *shared;
+	void *slot0_before;
+
+	/* What the guest put out, and what it gets for its input. */
+	uint8_t out[512];
+	int out_len;
+	uint8_t in[512];
+	int in_len;
+	int nr_halts;
+};
+
+static uint64_t page_gva(int page)
+{
+	if (page < D0)
+		return CODE_GVA + page * PAGE_SIZE;
+	if (page < STACK)
+		return DATA_GVA + (page - D0) * PAGE_SIZE;
+	return STACK_GVA;
+}
+
+/* No two pages adjoin in guest physical memory. */
+static uint64_t page_gpa(int page)
+{
+	return GPA + 2 * page * PAGE_SIZE;
+}
+
+/* Where the page tables in the other half lead. */
+static uint64_t other_gpa(int page)
+{
+	return page_gpa(page) + PAGE_SIZE;
+}
+
+#define SLOT_SIZE	(2 * NR_PAGES * PAGE_SIZE)
+
+static bool page_is_private(struct guest *self, int page)
+{
+	return self->private && page != C2 && page != D2;
+}
+
+static int gva_to_page(uint64_t gva)
+{
+	if (gva >= STACK_GVA)
+		return STACK;
+	if (gva >= DATA_GVA)
+		return D0 + (gva - DATA_GVA) / PAGE_SIZE;
+	return C0 + (gva - CODE_GVA) / PAGE_SIZE;
+}
+
+/* Before commit(): what memory is to hold from gva on, across pages. */
+static void stage(uint8_t half[NR_PAGES][PAGE_SIZE], uint64_t gva, const void *data, int len)
+{
+	const uint8_t *p = data;
+
+	for (; len--; gva++)
+		half[gva_to_page(gva)][gva % PAGE_SIZE] = *p++;
+}
+
+static void stage_u64(struct guest *self, uint64_t gva, uint64_t val)
+{
+	stage(self->page, gva, &val, sizeof(val));
+}
+
+/*
+ * Code: DEFINE_CODE(name, "instructions") and stage_code(name, gva).  The call
+ * at the end brings the vCPU back to the test.
+ */
+#define DEFINE_CODE(name, insns)					\
+	asm(".pushsection .rodata\n"					\
+	    "code_" #name ":\n"						\
+	    insns "\n"							\
+	    "mov $" __stringify(GUEST_CALL_PORT) ", %edx\n"		\
+	    "outb %al, %dx\n"						\
+	    "code_" #name "_end:\n"					\
+	    ".popsection\n");						\
+	extern const uint8_t code_##name[], code_##name##_end[]
+
+#define stage_code(name, gva)	\
+	stage(self->page, gva, code_##name, code_##name##_end - code_##name)
+#define stage_decoy(name, gva)	\
+	stage(self->decoy, gva, code_##name, code_##name##_end - code_##name)
+
+static void guest_create(struct guest *self, bool private)
+{
+	struct kvm_vm *vm;
+	struct desc64 *desc;
+	int i;
+
+	self->private = private;
+
+	/* Without an irqchip, HLT exits. */
+	vm = ____vm_create(VM_SHAPE(self->private ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM),
+			   1024);
+	kvm_vm_elf_load(vm, program_invocation_name);
+	self->vm = vm;
+	self->vcpu = vm_vcpu_add(vm, 0, NULL);
+
+	self->shared = shared_mem_alloc(SLOT_SIZE);
+	for (i = 0; i < NR_PAGES; i++)
+		virt_pg_map(vm, page_gva(i), page_gpa(i));
+	virt_pg_map(vm, MMIO_GVA, MMIO_GPA);
+
+	desc = addr_gva2hva(vm, vm->gdt) + TEST_SELECTOR;
+	desc->base0 = TEST_BASE & 0xffff;
+	desc->base1 = (TEST_BASE >> 16) & 0xff;
+	desc->base2 = TEST_BASE >> 24;
+	desc->limit0 = 0xffff;
+	desc->type = 2;
+	desc->s = 1;
+	desc->p = 1;
+	desc->db = 1;
+
+	memset(self->decoy, OTHER_HALF, sizeof(self->decoy));
+	for (i = 0; i < sizeof(self->in); i++)
+		self->in[i] = i * 7 + 1;
+	self->regs.rflags = X86_EFLAGS_FIXED;
+	self->regs.rsp = STACK_TOP;
+	self->regs.rdx = IO_PORT;
+}
+
+static uint64_t *shared_pte(struct guest *self, int page)
+{
+	/* All test pages are in one page table. */
+	uint64_t entry = self->vm->pgd;
+	int level;
+
+	for (level = PG_LEVEL_512G; level > PG_LEVEL_4K; level--) {
+		uint64_t *table = addr_gpa2hva(self->vm, entry & PHYSICAL_PAGE_MASK);
+
+		entry = table[(page_gva(page) >> PG_LEVEL_SHIFT(level)) & 0x1ff];
+	}
+	return (uint64_t *)addr_gpa2hva(self->vm, entry & PHYSICAL_PAGE_MASK) +
+	       ((page_gva(page) >> PAGE_SHIFT) & 0x1ff);
+}
+
+static uint64_t guest_pte_gva(struct guest *self, int page)
+{
+	return PT_GVA + ((page_gva(page) >> PAGE_SHIFT) & 0x1ff) * 8;
+}
+
+static void commit_ordinary(struct guest *self)
+{
+	int i;
+
+	vm_set_user_memory_region(self->vm, SLOT, 0, GPA, SLOT_SIZE, self->shared);
+	for (i = 0; i < NR_PAGES; i++)
+		memcpy(self->shared + (page_gpa(i) - GPA), self->page[i], PAGE_SIZE);
+}
+
+static void commit_private(struct guest *self)
+{
+	struct userspace_mem_region *region = memslot2region(self->vm, 0);
+	struct desc64 *desc = addr_gva2hva(self->vm, self->vm->gdt) + TEST_SELECTOR;
+	uint8_t other[PAGE_SIZE];
+	int i;
+
+	memset(other, OTHER_PAGE, sizeof(other));
+	self->memfd = vm_create_guest_memfd(self->vm, SLOT_SIZE, 0);
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SLOT_SIZE,
+				   self->shared, self->memfd, 0);
+	vm_mem_set_private(self->vm, GPA, SLOT_SIZE);
+
+	for (i = 0; i < NR_PAGES; i++) {
+		bool private = page_is_private(self, i);
+
+		if (!private)
+			vm_mem_set_shared(self->vm, page_gpa(i), PAGE_SIZE);
+		if (!self->hole[i])
+			guest_memfd_write(self->memfd, private ? self->page[i] : self->decoy[i],
+					  PAGE_SIZE, page_gpa(i) - GPA);
+		guest_memfd_write(self->memfd, other, PAGE_SIZE, other_gpa(i) - GPA);
+		memcpy(self->shared + (page_gpa(i) - GPA),
+		       private ? self->decoy[i] : self->page[i], PAGE_SIZE);
+		memcpy(self->shared + (other_gpa(i) - GPA), other, PAGE_SIZE);
+	}
+
+	vm_mem_slot_make_private(self->vm, 0);
+
+	for (i = 0; i < NR_PAGES; i++)
+		*shared_pte(self, i) = other_gpa(i) | PTE_PRESENT_MASK | PTE_WRITABLE_MASK;
+	desc->base0 = ~desc->base0;
+
+	self->slot0_before = malloc(region->region.memory_size);
+	memcpy(self->slot0_before, region->host_mem, region->region.memory_size);
+}
+
+/* Builds the guest's memory from what was staged. */
+static void commit(struct guest *self)
+{
+	virt_pg_map(self->vm, PT_GVA,
+		    addr_hva2gpa(self->vm, shared_pte(self, 0)) & PAGE_MASK);
+
+	if (self->private)
+		commit_private(self);
+	else
+		commit_ordinary(self);
+}
+
+/*
+ * Runs the guest until it calls, serving its input and output; or until the
+ * fault at fault_gpa, if that is not 0.
+ */
+static void run(struct guest *self, uint64_t fault_gpa)
+{
+	struct kvm_vcpu *vcpu = self->vcpu;
+	struct kvm_run *run = vcpu->run;
+	struct kvm_regs regs;
+	uint8_t *data;
+	int ret, len;
+	bool out;
+
+	for (;;) {
+		ret = _vcpu_run(vcpu);
+		if (ret && fault_gpa) {
+			vcpu_assert_private_fault(vcpu, ret, errno, fault_gpa);
+			return;
+		}
+		TEST_ASSERT(!ret, "KVM_RUN failed, rc: %i errno: %i exit: %u (%s)", ret, errno,
+			    run->exit_reason, exit_reason_str(run->exit_reason));
+
+		switch (run->exit_reason) {
+		case KVM_EXIT_IO:
+			if (run->io.port == GUEST_CALL_PORT)
+				goto done;
+			TEST_ASSERT(run->io.port == IO_PORT, "Unexpected I/O port 0x%x",
+				    run->io.port);
+			data = (uint8_t *)run + run->io.data_offset;
+			len = run->io.size * run->io.count;
+			out = run->io.direction == KVM_EXIT_IO_OUT;
+			break;
+		case KVM_EXIT_MMIO:
+			TEST_ASSERT((run->mmio.phys_addr & PAGE_MASK) == MMIO_GPA,
+				    "Unexpected MMIO at 0x%llx", run->mmio.phys_addr);
+			data = run->mmio.data;
+			len = run->mmio.len;
+			out = run->mmio.is_write;
+			break;
+		case KVM_EXIT_HLT:
+			self->nr_halts++;
+			continue;
+		default:
+			vcpu_regs_get(vcpu, &regs);
+			TEST_FAIL("Unexpected exit %u (%s) at RIP 0x%llx, code at 0x%llx",
+				  run->exit_reason, exit_reason_str(run->exit_reason),
+				  regs.rip, self->regs.rip);
+		}
+
+		if (out) {
+			TEST_ASSERT(self->out_len + len <= sizeof(self->out), "Too much output");
+			memcpy(self->out + self->out_len, data, len);
+			self->out_len += len;
+		} else {
+			TEST_ASSERT(self->in_len + len <= sizeof(self->in), "Too much input");
+			memcpy(data, self->in + self->in_len, len);
+			self->in_len += len;
+		}
+	}
+
+done:
+	TEST_ASSERT(!fault_gpa, "Expected a fault at 0x%lx, the guest went on", fault_gpa);
+	vcpu_run_complete_io(vcpu);
+	vcpu_regs_get(vcpu, &self->regs);
+}
+
+static void exec_until_fault(struct guest *self, uint64_t gva, uint64_t fault_gpa)
+{
+	self->regs.rip = gva;
+	vcpu_regs_set(self->vcpu, &self->regs);
+	run(self, fault_gpa);
+}
+
+/* Runs code at gva until it calls. */
+static void exec(struct guest *self, uint64_t gva)
+{
+	exec_until_fault(self, gva, 0);
+}
+
+static const char *whose(uint64_t val)
+{
+	switch (val & 0xff) {
+	case OTHER_HALF:
+		return " (from the wrong half)";
+	case OTHER_PAGE:
+		return " (translated by page tables in the wrong half)";
+	default:
+		return "";
+	}
+}
+
+static void expect_output(struct guest *self, const void *want, int len)
+{
+	int i;
+
+	TEST_ASSERT(self->out_len == len, "Expected %d bytes of output, got %d", len,
+		    self->out_len);
+	for (i = 0; i < len; i++)
+		TEST_ASSERT(self->out[i] == ((uint8_t *)want)[i],
+			    "Expected 0x%x at %d in the output, got 0x%x%s",
+			    ((uint8_t *)want)[i], i, self->out[i], whose(self->out[i]));
+}
+
+static void expect_output_u64(struct guest *self, uint64_t want)
+{
+	expect_output(self, &want, sizeof(want));
+}
+
+/* As the guest sees it, without KVM's help. */
+static void expect_u64(struct guest *self, uint64_t gva, uint64_t want)
+{
+	uint64_t seen = vcpu_read_u64(self->vcpu, gva);
+
+	TEST_ASSERT(seen == want, "Expected 0x%lx at 0x%lx, guest read 0x%lx%s", want, gva, seen,
+		    whose(seen));
+}
+
+static void expect_reg(uint64_t seen, uint64_t want)
+{
+	TEST_ASSERT(seen == want, "Expected 0x%lx in the register, got 0x%lx%s", want, seen,
+		    whose(seen));
+}
+
+static uint64_t input_u64(struct guest *self, int at)
+{
+	uint64_t val;
+
+	memcpy(&val, self->in + at, sizeof(val));
+	return val;
+}
+
+/* Nothing but the guest's half may have changed. */
+static void guest_free(struct guest *self)
+{
+	struct userspace_mem_region *region = memslot2region(self->vm, 0);
+	uint64_t i, size = region->region.memory_size;
+	int page;
+
+	if (self->private) {
+		for (i = 0; i < size; i += 8) {
+			uint64_t was = *(uint64_t *)(self->slot0_before + i);
+			uint64_t is = *(uint64_t *)(region->host_mem + i);
+
+			TEST_ASSERT(was == is,
+				    "KVM changed the shared half of 0x%lx from 0x%lx to 0x%lx",
+				    i, was, is);
+		}
+
+		for (page = 0; page < NR_PAGES; page++) {
+			if (page_is_private(self, page)) {
+				TEST_ASSERT(!memcmp(self->shared + (page_gpa(page) - GPA),
+						    self->decoy[page], PAGE_SIZE),
+					    "KVM changed the shared half of page %d", page);
+			} else if (page == D2) {
+				vm_mem_set_private(self->vm, page_gpa(page), PAGE_SIZE);
+				vcpu_check(self->vcpu, page_gva(page),
+					   OTHER_HALF * 0x0101010101010101ull, PAGE_SIZE);
+			}
+		}
+		close(self->memfd);
+		free(self->slot0_before);
+	}
+
+	kvm_vm_free(self->vm);
+	munmap(self->shared, SLOT_SIZE);
+}
+
+FIXTURE(emulation) {
+	struct guest guest;
+};
+
+FIXTURE_VARIANT(emulation) {
+	bool private;
+};
+
+FIXTURE_VARIANT_ADD(emulation, ordinary_memory) {
+	.private = false,
+};
+
+FIXTURE_VARIANT_ADD(emulation, private_memory) {
+	.private = true,
+};
+
+FIXTURE_SETUP(emulation)
+{
+	guest_create(&self->guest, variant->private);
+}
+
+FIXTURE_TEARDOWN(emulation)
+{
+	guest_free(&self->guest);
+}
+
+/* What makes sense with private memory only. */
+FIXTURE(private_emulation) {
+	struct guest guest;
+};
+
+FIXTURE_SETUP(private_emulation)
+{
+	guest_create(&self->guest, true);
+}
+
+FIXTURE_TEARDOWN(private_emulation)
+{
+	guest_free(&self->guest);
+}
+
+#define __TEST_EMULATION(fixture, name)				\
+static void test_##name(struct guest *self);			\
+TEST_F_TIMEOUT(fixture, name, EMULATION_TIMEOUT)		\
+{								\
+	test_##name(&self->guest);				\
+}								\
+static void test_##name(struct guest *self)
+
+#define TEST_EMULATION(name)		__TEST_EMULATION(emulation, name)
+#define TEST_PRIVATE_EMULATION(name)	__TEST_EMULATION(private_emulation, name)
+
+/*
+ * An operand of eight bytes, or two of four, within a page and across each kind
+ * of border.
+ */
+static const uint64_t operands[] = {
+	DATA_GVA + 0x100,
+	DATA_GVA + 1 * PAGE_SIZE - 6,		/* private, private */
+	DATA_GVA + 2 * PAGE_SIZE - 6,		/* private, shared */
+	DATA_GVA + 3 * PAGE_SIZE - 6,		/* shared, private */
+	DATA_GVA + 2 * PAGE_SIZE + 0x100,	/* shared */
+};
+
+static uint64_t value(int i)
+{
+	return 0x1122334455667700ull + 0x1111 * i;
+}
+
+static void stage_operands(struct guest *self)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++)
+		stage_u64(self, operands[i], value(i));
+}
+
+/*
+ * Fetch.
+ */
+
+DEFINE_CODE(store_rcx, "mov %rcx, (%rdi)");
+DEFINE_CODE(store_rbx, "mov %rbx, (%rdi)");
+
+static void set_store_regs(struct guest *self)
+{
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = 0x1111111111111111ull;
+	self->regs.rbx = 0x2222222222222222ull;
+}
+
+TEST_EMULATION(fetch)
+{
+	stage_code(store_rcx, CODE_GVA);
+	stage_decoy(store_rbx, CODE_GVA);
+	commit(self);
+
+	set_store_regs(self);
+	exec(self, CODE_GVA);
+	expect_output_u64(self, 0x1111111111111111ull);
+}
+
+/* The prefix is in one page, the opcode and what follows in the next. */
+TEST_EMULATION(fetch_across_pages)
+{
+	uint64_t gva;
+	int i;
+
+	for (i = 1; i <= 3; i++) {
+		gva = CODE_GVA + i * PAGE_SIZE - 1;
+		stage_code(store_rcx, gva);
+		stage_decoy(store_rbx, gva);
+	}
+	commit(self);
+
+	for (i = 1; i <= 3; i++) {
+		self->out_len = 0;
+		set_store_regs(self);
+		exec(self, CODE_GVA + i * PAGE_SIZE - 1);
+		expect_output_u64(self, 0x1111111111111111ull);
+	}
+}
+
+/* What skips an instruction must know how long it is. */
+DEFINE_CODE(skip_cpuid, "cpuid; inc %r8; inc %r8; inc %r8");
+DEFINE_CODE(skip_rdmsr, "mov $0xc0000080, %ecx; rdmsr; inc %r8; inc %r8; inc %r8");
+DEFINE_CODE(skip_vmmcall, "mov $0x7fff, %eax; vmmcall; inc %r8; inc %r8; inc %r8");
+DEFINE_CODE(skip_vmcall, "mov $0x7fff, %eax; vmcall; inc %r8; inc %r8; inc %r8");
+DEFINE_CODE(skip_hlt, "hlt; inc %r8; inc %r8; inc %r8");
+DEFINE_CODE(skip_nothing, "inc %r8; inc %r8; inc %r8");
+
+/* One instruction that is longer than any of those. */
+static const uint8_t long_insn[] = { 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 };
+
+static void check_skip(struct guest *self, const uint8_t *code, const uint8_t *end, int offset)
+{
+	stage(self->page, CODE_GVA, code, end - code);
+	stage(self->decoy, CODE_GVA, code, end - code);
+	stage(self->decoy, CODE_GVA + offset, long_insn, sizeof(long_insn));
+	commit(self);
+
+	self->regs.r8 = 0;
+	exec(self, CODE_GVA);
+	TEST_ASSERT(self->regs.r8 == 3, "Expected 3 instructions after the skipped one, ran %llu",
+		    self->regs.r8);
+}
+
+TEST_EMULATION(skip_cpuid)
+{
+	check_skip(self, code_skip_cpuid, code_skip_cpuid_end, 0);
+}
+
+TEST_EMULATION(skip_rdmsr)
+{
+	check_skip(self, code_skip_rdmsr, code_skip_rdmsr_end, 5);
+}
+
+TEST_EMULATION(skip_hypercall)
+{
+	if (is_amd_cpu())
+		check_skip(self, code_skip_vmmcall, code_skip_vmmcall_end, 5);
+	else
+		check_skip(self, code_skip_vmcall, code_skip_vmcall_end, 5);
+	expect_reg(self->regs.rax, -KVM_ENOSYS);
+}
+
+TEST_EMULATION(skip_hlt)
+{
+	check_skip(self, code_skip_hlt, code_skip_hlt_end, 0);
+	TEST_ASSERT(self->nr_halts == 1, "Expected one exit HLT, got %d", self->nr_halts);
+}
+
+/* The other vendor's hypercall: KVM writes the right one into the code. */
+static void check_patch(struct guest *self, const uint8_t *code, const uint8_t *end)
+{
+	uint64_t was, want;
+
+	stage(self->page, CODE_GVA, code, end - code);
+	stage(self->decoy, CODE_GVA, code, end - code);
+	commit(self);
+
+	was = vcpu_read_u64(self->vcpu, CODE_GVA + 5);
+	want = (was & ~0xffffffull) | (is_amd_cpu() ? 0xd9010f : 0xc1010f);
+	TEST_ASSERT(was != want, "The code to be patched is patched");
+
+	self->regs.r8 = 0;
+	exec(self, CODE_GVA);
+	expect_reg(self->regs.rax, -KVM_ENOSYS);
+	expect_reg(self->regs.r8, 3);
+	expect_u64(self, CODE_GVA + 5, want);
+}
+
+TEST_EMULATION(patch_hypercall)
+{
+	if (is_amd_cpu())
+		check_patch(self, code_skip_vmcall, code_skip_vmcall_end);
+	else
+		check_patch(self, code_skip_vmmcall, code_skip_vmmcall_end);
+}
+
+/*
+ * Guest page tables.
+ */
+
+DEFINE_CODE(outsb, "cld; outsb");
+DEFINE_CODE(insb, "cld; insb");
+DEFINE_CODE(outsl, "cld; outsl; outsl");
+DEFINE_CODE(insl, "cld; insl; insl");
+DEFINE_CODE(rep_outsb, "cld; rep outsb");
+DEFINE_CODE(rep_insb, "cld; rep insb");
+
+static void exec_outsb(struct guest *self, uint64_t gva)
+{
+	self->regs.rsi = gva;
+	self->regs.rdx = IO_PORT;
+	exec(self, CODE_GVA);
+}
+
+static void expect_accessed_dirty(struct guest *self, int page, bool accessed, bool dirty)
+{
+	uint64_t pte = vcpu_read_u64(self->vcpu, guest_pte_gva(self, page));
+	uint64_t want = page_gpa(page) | PTE_PRESENT_MASK | PTE_WRITABLE_MASK |
+			(accessed ? PTE_ACCESSED_MASK : 0) | (dirty ? PTE_DIRTY_MASK : 0);
+
+	TEST_ASSERT(pte == want, "Expected guest PTE 0x%lx for page %d, found 0x%lx", want, page,
+		    pte);
+}
+
+/* String output reads memory that only KVM has looked at. */
+TEST_EMULATION(walk_sets_accessed)
+{
+	self->page[D0][0] = 0x77;
+	stage_code(outsb, CODE_GVA);
+	commit(self);
+	expect_accessed_dirty(self, D0, false, false);
+
+	exec_outsb(self, page_gva(D0));
+	expect_output(self, "\x77", 1);
+	expect_accessed_dirty(self, D0, true, false);
+	expect_accessed_dirty(self, D1, false, false);
+}
+
+TEST_EMULATION(walk_sets_dirty)
+{
+	stage_code(insb, CODE_GVA);
+	commit(self);
+	expect_accessed_dirty(self, D0, false, false);
+
+	self->regs.rdi = page_gva(D0);
+	exec(self, CODE_GVA);
+	expect_accessed_dirty(self, D0, true, true);
+	expect_accessed_dirty(self, D1, false, false);
+	expect_u64(self, page_gva(D0), self->in[0]);
+}
+
+/* A translation that the guest changes in its private page table. */
+TEST_EMULATION(walk_follows_guest)
+{
+	self->page[D0][0] = 0x11;
+	self->page[D1][0] = 0x22;
+	stage_code(outsb, CODE_GVA);
+	commit(self);
+
+	exec_outsb(self, page_gva(D0));
+	expect_output(self, "\x11", 1);
+
+	vcpu_write_u64(self->vcpu, guest_pte_gva(self, D0),
+		       page_gpa(D1) | PTE_PRESENT_MASK | PTE_WRITABLE_MASK);
+	exec_outsb(self, page_gva(D0));
+	expect_output(self, "\x11\x22", 2);
+}
+
+/*
+ * String I/O.
+ */
+
+TEST_EMULATION(string_out)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(outsl, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->out_len = 0;
+		self->regs.rsi = gva;
+		self->regs.rdx = IO_PORT;
+		exec(self, CODE_GVA);
+		expect_output_u64(self, value(i));
+	}
+}
+
+TEST_EMULATION(string_in)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(insl, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rdx = IO_PORT;
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, input_u64(self, i * 8));
+	}
+}
+
+/* 64 bytes, half of them in the next page. */
+TEST_EMULATION(repeated_string_out)
+{
+	uint8_t want[64];
+	int i;
+
+	for (i = 0; i < 64; i++)
+		want[i] = 0x80 ^ i;
+	stage_code(rep_outsb, CODE_GVA);
+	for (i = 1; i <= 3; i++)
+		stage(self->page, page_gva(D0 + i) - 32, want, 64);
+	commit(self);
+
+	for (i = 1; i <= 3; i++) {
+		self->out_len = 0;
+		self->regs.rsi = page_gva(D0 + i) - 32;
+		self->regs.rcx = 64;
+		self->regs.rdx = IO_PORT;
+		exec(self, CODE_GVA);
+		expect_output(self, want, 64);
+	}
+}
+
+TEST_EMULATION(repeated_string_in)
+{
+	int i, j;
+
+	stage_code(rep_insb, CODE_GVA);
+	commit(self);
+
+	for (i = 1; i <= 3; i++) {
+		self->regs.rdi = page_gva(D0 + i) - 32;
+		self->regs.rcx = 64;
+		self->regs.rdx = IO_PORT;
+		exec(self, CODE_GVA);
+		for (j = 0; j < 64; j += 8)
+			expect_u64(self, page_gva(D0 + i) - 32 + j,
+				   input_u64(self, (i - 1) * 64 + j));
+	}
+}
+
+/*
+ * MMIO, with the other operand in memory.
+ */
+
+DEFINE_CODE(movs, "cld; movsl; mov %r9, %rdi; movsl");
+DEFINE_CODE(movs_in, "cld; movsl; mov %r9, %rsi; movsl");
+DEFINE_CODE(push_mmio, "pushq (%rdi)");
+DEFINE_CODE(pop_mmio, "popq (%rdi)");
+DEFINE_CODE(call_mmio, "callq *(%rdi)");
+DEFINE_CODE(nothing, "");
+
+TEST_EMULATION(mmio_from_memory)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(movs, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->out_len = 0;
+		self->regs.rsi = gva;
+		self->regs.rdi = MMIO_GVA;
+		self->regs.r9 = MMIO_GVA;
+		exec(self, CODE_GVA);
+		expect_output_u64(self, value(i));
+	}
+}
+
+TEST_EMULATION(mmio_to_memory)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(movs_in, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rsi = MMIO_GVA;
+		self->regs.r9 = MMIO_GVA;
+		self->regs.rdi = gva;
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, input_u64(self, i * 8));
+	}
+}
+
+TEST_EMULATION(mmio_push)
+{
+	stage_code(push_mmio, CODE_GVA);
+	commit(self);
+
+	self->regs.rdi = MMIO_GVA;
+	exec(self, CODE_GVA);
+	expect_reg(self->regs.rsp, STACK_TOP - 8);
+	expect_u64(self, STACK_TOP - 8, input_u64(self, 0));
+}
+
+TEST_EMULATION(mmio_pop)
+{
+	stage_u64(self, STACK_TOP - 8, value(1));
+	stage_code(pop_mmio, CODE_GVA);
+	commit(self);
+
+	self->regs.rsp = STACK_TOP - 8;
+	self->regs.rdi = MMIO_GVA;
+	exec(self, CODE_GVA);
+	expect_reg(self->regs.rsp, STACK_TOP);
+	expect_output_u64(self, value(1));
+}
+
+/* The function's address comes from a device, the return address goes to memory. */
+TEST_EMULATION(mmio_call)
+{
+	uint64_t function = page_gva(C1);
+
+	memcpy(self->in, &function, sizeof(function));
+	stage_code(call_mmio, CODE_GVA);
+	stage_code(nothing, function);
+	commit(self);
+
+	self->regs.rdi = MMIO_GVA;
+	exec(self, CODE_GVA);
+	TEST_ASSERT((self->regs.rip & PAGE_MASK) == function, "Expected RIP in 0x%lx, is 0x%llx",
+		    function, self->regs.rip);
+	expect_u64(self, STACK_TOP - 8, CODE_GVA + 2);
+}
+
+/*
+ * Memory that changes under KVM.
+ */
+
+TEST_PRIVATE_EMULATION(follows_conversion)
+{
+	self->page[D0][0] = 0x11;
+	stage_code(outsb, CODE_GVA);
+	commit(self);
+
+	exec_outsb(self, page_gva(D0));
+	vm_mem_set_shared(self->vm, page_gpa(D0), PAGE_SIZE);
+	exec_outsb(self, page_gva(D0));
+	vm_mem_set_private(self->vm, page_gpa(D0), PAGE_SIZE);
+	exec_outsb(self, page_gva(D0));
+	expect_output(self, "\x11\x5a\x11", 3);
+}
+
+TEST_PRIVATE_EMULATION(follows_punch)
+{
+	self->page[D0][0] = 0x11;
+	self->page[D1][0] = 0x22;
+	stage_code(outsb, CODE_GVA);
+	commit(self);
+
+	exec_outsb(self, page_gva(D0));
+	guest_memfd_punch(self->memfd, page_gpa(D0) - GPA, PAGE_SIZE);
+	exec_outsb(self, page_gva(D0));
+	exec_outsb(self, page_gva(D1));
+	expect_output(self, "\x11\x00\x22", 3);
+}
+
+/* KVM is the first to touch the page. */
+TEST_PRIVATE_EMULATION(allocates_for_read)
+{
+	self->hole[D0] = true;
+	stage_code(outsb, CODE_GVA);
+	commit(self);
+
+	exec_outsb(self, page_gva(D0) + 0x100);
+	expect_output(self, "\x00", 1);
+	vcpu_check(self->vcpu, page_gva(D0), 0, PAGE_SIZE);
+}
+
+TEST_PRIVATE_EMULATION(allocates_for_write)
+{
+	self->hole[D0] = true;
+	stage_code(insl, CODE_GVA);
+	commit(self);
+
+	self->regs.rdi = page_gva(D0) + 0x100;
+	exec(self, CODE_GVA);
+	expect_u64(self, page_gva(D0) + 0x100, input_u64(self, 0));
+	vcpu_check(self->vcpu, page_gva(D0), 0, 0x100);
+	vcpu_check(self->vcpu, page_gva(D0) + 0x108, 0, PAGE_SIZE - 0x108);
+}
+
+/*
+ * Instructions that a processor does by itself, forced through the emulator.
+ */
+
+DEFINE_CODE(load, FORCED_EMULATION "mov (%rdi), %rax; mov %rax, %r8");
+DEFINE_CODE(store, FORCED_EMULATION "mov %rcx, (%rdi)");
+DEFINE_CODE(add, FORCED_EMULATION "add %rcx, (%rdi)");
+DEFINE_CODE(push, FORCED_EMULATION "push %rcx");
+DEFINE_CODE(pop, FORCED_EMULATION "pop %rcx");
+DEFINE_CODE(xchg, FORCED_EMULATION "xchg %rcx, (%rdi)");
+DEFINE_CODE(lock_or, FORCED_EMULATION "lock orq %rcx, (%rdi)");
+DEFINE_CODE(lock_xadd, FORCED_EMULATION "lock xadd %rcx, (%rdi)");
+DEFINE_CODE(lock_cmpxchg, FORCED_EMULATION "lock cmpxchg %rcx, (%rdi); setz %r8b; mov %rax, %r9");
+DEFINE_CODE(lock_cmpxchg8b, FORCED_EMULATION "lock cmpxchg8b (%rdi); setz %r8b; mov %rax, %r9");
+DEFINE_CODE(sgdt, FORCED_EMULATION "sgdt (%rdi)");
+DEFINE_CODE(lgdt, FORCED_EMULATION "lgdt (%rdi)");
+DEFINE_CODE(load_fs, FORCED_EMULATION "mov %ecx, %fs");
+
+TEST_EMULATION(load)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(load, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		exec(self, CODE_GVA);
+		expect_reg(self->regs.r8, value(i));
+	}
+}
+
+TEST_EMULATION(store)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(store, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rcx = ~value(i);
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, ~value(i));
+	}
+}
+
+TEST_EMULATION(read_modify_write)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(add, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rcx = 0x0101010101010101ull;
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, value(i) + 0x0101010101010101ull);
+	}
+}
+
+TEST_EMULATION(push_pop)
+{
+	stage_u64(self, STACK_TOP - 8, value(1));
+	stage_code(pop, CODE_GVA);
+	stage_code(push, page_gva(C1));
+	commit(self);
+
+	self->regs.rsp = STACK_TOP - 8;
+	exec(self, CODE_GVA);
+	expect_reg(self->regs.rcx, value(1));
+	expect_reg(self->regs.rsp, STACK_TOP);
+
+	self->regs.rcx = value(2);
+	exec(self, page_gva(C1));
+	expect_u64(self, STACK_TOP - 8, value(2));
+}
+
+TEST_EMULATION(xchg)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(xchg, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rcx = ~value(i);
+		exec(self, CODE_GVA);
+		expect_reg(self->regs.rcx, value(i));
+		expect_u64(self, gva, ~value(i));
+	}
+}
+
+TEST_EMULATION(lock_or)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(lock_or, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rcx = 0x80;
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, value(i) | 0x80);
+	}
+}
+
+TEST_EMULATION(lock_xadd)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(lock_xadd, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva;
+		self->regs.rcx = 5;
+		exec(self, CODE_GVA);
+		expect_reg(self->regs.rcx, value(i));
+		expect_u64(self, gva, value(i) + 5);
+	}
+}
+
+/* Once with the value that is there and once with that of the wrong half. */
+static void check_cmpxchg(struct guest *self)
+{
+	const uint64_t wrong = OTHER_HALF * 0x0101010101010101ull;
+	uint64_t gva, old, new;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		old = value(i);
+		new = ~value(i);
+
+		self->regs.rdi = gva;
+		self->regs.rax = wrong;
+		self->regs.rdx = wrong >> 32;
+		self->regs.rcx = new;
+		self->regs.rbx = new;
+		self->regs.r8 = 2;
+		exec(self, CODE_GVA);
+		TEST_ASSERT(self->regs.r8 == 0, "Compared 0x%lx at 0x%lx with 0x%lx as equal",
+			    old, gva, wrong);
+		expect_u64(self, gva, old);
+
+		self->regs.rdi = gva;
+		self->regs.rax = old;
+		self->regs.rdx = old >> 32;
+		self->regs.rcx = new;
+		self->regs.rbx = new;
+		self->regs.r8 = 2;
+		exec(self, CODE_GVA);
+		TEST_ASSERT(self->regs.r8 == 1, "Expected 0x%lx at 0x%lx, compared with 0x%llx%s",
+			    old, gva, self->regs.r9, whose(self->regs.r9));
+	}
+}
+
+TEST_EMULATION(lock_cmpxchg)
+{
+	int i;
+
+	stage_code(lock_cmpxchg, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	check_cmpxchg(self);
+	for (i = 0; i < ARRAY_SIZE(operands); i++)
+		expect_u64(self, operands[i], ~value(i));
+}
+
+TEST_EMULATION(lock_cmpxchg8b)
+{
+	uint64_t gva, new;
+	int i;
+
+	stage_code(lock_cmpxchg8b, CODE_GVA);
+	stage_operands(self);
+	commit(self);
+
+	check_cmpxchg(self);
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		/* From EBX and ECX, which hold the same. */
+		new = (uint32_t)~value(i);
+		expect_u64(self, gva, new << 32 | new);
+	}
+}
+
+/* Descriptor tables and their registers go another way than other operands. */
+TEST_EMULATION(store_gdtr)
+{
+	uint64_t gva;
+	int i;
+
+	stage_code(sgdt, CODE_GVA);
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva - 2;
+		exec(self, CODE_GVA);
+		expect_u64(self, gva, self->vm->gdt);
+	}
+}
+
+TEST_EMULATION(load_gdtr)
+{
+	struct kvm_sregs sregs;
+	uint64_t gva;
+	int i;
+
+	stage_code(lgdt, CODE_GVA);
+	for (i = 0; i < ARRAY_SIZE(operands); i++)
+		stage_u64(self, operands[i], value(i) >> 20);	/* a canonical address */
+	commit(self);
+
+	for (i = 0; i < ARRAY_SIZE(operands); i++) {
+		gva = operands[i];
+		self->regs.rdi = gva - 2;
+		exec(self, CODE_GVA);
+		vcpu_sregs_get(self->vcpu, &sregs);
+		expect_reg(sregs.gdt.base, value(i) >> 20);
+	}
+}
+
+TEST_EMULATION(load_segment)
+{
+	uint64_t gva = self->vm->gdt + TEST_SELECTOR, was;
+	struct kvm_sregs sregs;
+
+	stage_code(load_fs, CODE_GVA);
+	commit(self);
+
+	was = vcpu_read_u64(self->vcpu, gva);
+	self->regs.rcx = TEST_SELECTOR;
+	exec(self, CODE_GVA);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	expect_reg(sregs.fs.selector, TEST_SELECTOR);
+	expect_reg(sregs.fs.base, TEST_BASE);
+
+	/* KVM marks the descriptor as accessed, as a processor does. */
+	expect_u64(self, gva, was | 1ull << 40);
+}
+
+/* The walk for a forced access sets both bits, and in the guest's table. */
+TEST_EMULATION(forced_access_sets_dirty)
+{
+	stage_code(store, CODE_GVA);
+	commit(self);
+	expect_accessed_dirty(self, D1, false, false);
+
+	self->regs.rdi = page_gva(D1);
+	exec(self, CODE_GVA);
+	expect_accessed_dirty(self, D1, true, true);
+	expect_accessed_dirty(self, D0, false, false);
+}
+
+/*
+ * What KVM wants to read or write is private and not there: the VMM is told,
+ * and when it has brought the memory the instruction is executed again.
+ */
+
+#define MISSING_SLOT	(SLOT + 1)
+
+static void expect_fault(struct guest *self)
+{
+	struct kvm_regs before = self->regs, after;
+	uint64_t start = CODE_GVA;
+	int ret;
+
+	exec_until_fault(self, start, MMIO_GPA);
+
+	/* The prefix or CLD is behind it, and nothing else has happened. */
+	vcpu_regs_get(self->vcpu, &after);
+	TEST_ASSERT(after.rip > start && after.rip <= start + 5,
+		    "Expected RIP not to go beyond the first instruction, is 0x%llx", after.rip);
+	before.rip = after.rip;
+	ret = memcmp(&before, &after, sizeof(before));
+	TEST_ASSERT(!ret, "An instruction that faulted changed registers, RCX is 0x%llx", after.rcx);
+	TEST_ASSERT(!self->out_len, "The guest put out %d bytes of what is not there",
+		    self->out_len);
+}
+
+static void check_fault(struct guest *self)
+{
+	uint8_t *shared = shared_mem_alloc(PAGE_SIZE), page[PAGE_SIZE] = {};
+	uint64_t val = value(1);
+	int fd;
+
+	commit(self);
+	vm_mem_set_private(self->vm, MMIO_GPA, PAGE_SIZE);
+
+	/* Neither a memslot nor a file, and so no MMIO either. */
+	expect_fault(self);
+
+	/* A memslot without a file: the shared half is not what is wanted. */
+	memset(shared, OTHER_HALF, PAGE_SIZE);
+	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, PAGE_SIZE, shared);
+	expect_fault(self);
+	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, 0, shared);
+
+	fd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
+	memcpy(page, &val, sizeof(val));
+	guest_memfd_write(fd, page, PAGE_SIZE, 0);
+	vm_set_user_memory_region2(self->vm, MISSING_SLOT, KVM_MEM_GUEST_MEMFD, MMIO_GPA,
+				   PAGE_SIZE, shared, fd, 0);
+	run(self, 0);
+	for (val = 0; val < PAGE_SIZE; val++)
+		TEST_ASSERT(shared[val] == OTHER_HALF, "KVM changed the shared half");
+}
+
+TEST_PRIVATE_EMULATION(fault_of_load)
+{
+	stage_code(load, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	check_fault(self);
+	expect_reg(self->regs.r8, value(1));
+}
+
+TEST_PRIVATE_EMULATION(fault_of_store)
+{
+	stage_code(store, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = value(2);
+	check_fault(self);
+	expect_u64(self, MMIO_GVA, value(2));
+}
+
+TEST_PRIVATE_EMULATION(fault_of_read_modify_write)
+{
+	stage_code(add, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = 5;
+	check_fault(self);
+	expect_u64(self, MMIO_GVA, value(1) + 5);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_lock_xadd)
+{
+	stage_code(lock_xadd, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = 5;
+	check_fault(self);
+	expect_reg(self->regs.rcx, value(1));
+	expect_u64(self, MMIO_GVA, value(1) + 5);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_push)
+{
+	stage_code(push, CODE_GVA);
+	self->regs.rsp = MMIO_GVA + 8;
+	self->regs.rcx = value(2);
+	check_fault(self);
+	expect_reg(self->regs.rsp, MMIO_GVA);
+	expect_u64(self, MMIO_GVA, value(2));
+}
+
+TEST_PRIVATE_EMULATION(fault_of_string_out)
+{
+	stage_code(outsl, CODE_GVA);
+	self->regs.rsi = MMIO_GVA;
+	check_fault(self);
+	expect_output_u64(self, value(1));
+}
+
+/* The device is asked again by each try, and the last answer counts. */
+TEST_PRIVATE_EMULATION(fault_of_string_in)
+{
+	stage_code(insl, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	check_fault(self);
+	TEST_ASSERT(self->in_len >= 8, "Expected input of 8 bytes, the guest took %d",
+		    self->in_len);
+	expect_u64(self, MMIO_GVA, input_u64(self, self->in_len - 8));
+}
+
+TEST_PRIVATE_EMULATION(fault_of_store_gdtr)
+{
+	stage_code(sgdt, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	check_fault(self);
+	expect_u64(self, MMIO_GVA + 2, self->vm->gdt);
+}
+
+static int forced_emulation_before;
+static pid_t main_pid;
+
+/* Failing cases exit too, and leave the parameter to those that follow. */
+static void restore_forced_emulation(void)
+{
+	if (getpid() == main_pid)
+		forced_emulation_set(forced_emulation_before);
+}
+
+int main(int argc, char **argv)
+{
+	TEST_REQUIRE(private_mem_supported());
+
+	main_pid = getpid();
+	forced_emulation_before = forced_emulation_set(1);
+	TEST_ASSERT(forced_emulation_before >= 0, "KVM has no forced emulation");
+	atexit(restore_forced_emulation);
+
+	return test_harness_run(argc, argv);
+}

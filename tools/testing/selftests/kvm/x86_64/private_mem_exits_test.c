@@ -1,0 +1,648 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What a VMM learns when the guest touches private memory that is not there.
+ */
+#define _GNU_SOURCE
+#include <linux/kernel-page-flags.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "private_mem.h"
+
+/* The harness has its own. */
+#undef ASSERT_EQ
+#include "kselftest_harness.h"
+
+#define SLOT		PRIVATE_MEM_SLOT
+#define GPA		PRIVATE_MEM_GPA
+#define NR_PAGES	8
+#define SIZE		(NR_PAGES * PAGE_SIZE)
+#define TEST_PAGE	(GPA + 3 * PAGE_SIZE)
+
+/* Mapped in the guest's page tables, but no memslot is there. */
+#define NO_SLOT_GPA	(GPA + 0x40000000ull)
+
+#define EXITS_TIMEOUT	120
+
+struct test {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	void *shared;
+	int memfd;
+};
+
+static void slot_set(struct test *self, uint64_t size)
+{
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, size,
+				   self->shared, self->memfd, 0);
+}
+
+/* One private slot, every page of which the guest has touched. */
+static void test_create(struct test *self)
+{
+	uint64_t gpa;
+
+	self->vm = private_mem_vm_create(1, 0x40000000ull / PAGE_SIZE, NULL, &self->vcpu);
+	self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
+	self->shared = shared_mem_alloc(SIZE);
+	virt_map(self->vm, GPA, GPA, NR_PAGES);
+	virt_map(self->vm, NO_SLOT_GPA, NO_SLOT_GPA, NR_PAGES);
+
+	slot_set(self, SIZE);
+	vm_mem_set_private(self->vm, GPA, SIZE);
+	for (gpa = GPA; gpa < GPA + SIZE; gpa += PAGE_SIZE)
+		vcpu_write_u64(self->vcpu, gpa, guest_exec_code(gpa >> PAGE_SHIFT));
+}
+
+static void test_free(struct test *self)
+{
+	if (self->memfd >= 0)
+		close(self->memfd);
+	kvm_vm_free(self->vm);
+	munmap(self->shared, SIZE);
+}
+
+FIXTURE(exits) {
+	struct test test;
+};
+
+FIXTURE_SETUP(exits)
+{
+	test_create(&self->test);
+}
+
+FIXTURE_TEARDOWN(exits)
+{
+	test_free(&self->test);
+}
+
+#define TEST_EXITS(name)				\
+static void test_##name(struct test *self);		\
+TEST_F_TIMEOUT(exits, name, EXITS_TIMEOUT)	\
+{							\
+	test_##name(&self->test);			\
+}							\
+static void test_##name(struct test *self)
+
+/* Whatever the kind of the access, the same fault is reported. */
+static void expect_private_faults(struct kvm_vcpu *vcpu, uint64_t gpa)
+{
+	enum guest_access access;
+	uint64_t offset;
+	int ret;
+
+	for (access = GUEST_READ; access <= GUEST_EXEC; access++) {
+		/* The address is that of the page, wherever in it the access lies. */
+		for (offset = 0; offset < PAGE_SIZE; offset += PAGE_SIZE - 8) {
+			ret = __vcpu_access(vcpu, access, gpa + offset, 0, 0);
+			vcpu_assert_private_fault(vcpu, ret, errno, gpa);
+
+			/* The guest made no progress, and so does the next try. */
+			ret = vcpu_access_run(vcpu);
+			vcpu_assert_private_fault(vcpu, ret, errno, gpa);
+		}
+	}
+}
+
+static void expect_mmio(struct kvm_vcpu *vcpu, uint64_t gpa)
+{
+	struct kvm_run *run = vcpu->run;
+	int ret = __vcpu_access(vcpu, GUEST_WRITE, gpa, 0x1122334455667788ull, 0);
+
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_MMIO,
+		    "Expected exit MMIO at 0x%lx, rc: %i errno: %i exit: %u (%s)", gpa, ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	TEST_ASSERT(run->mmio.phys_addr == gpa && run->mmio.len == 8 && run->mmio.is_write &&
+		    *(uint64_t *)run->mmio.data == 0x1122334455667788ull,
+		    "Expected an MMIO write of 8 bytes to 0x%lx, got %s of %u bytes at 0x%llx",
+		    gpa, run->mmio.is_write ? "a write" : "a read", run->mmio.len,
+		    run->mmio.phys_addr);
+
+	ret = vcpu_access_run(vcpu);
+	TEST_ASSERT(!ret && vcpu_is_guest_call(vcpu), "MMIO did not complete");
+}
+
+TEST_EXITS(slot_deleted)
+{
+	slot_set(self, 0);
+	expect_private_faults(self->vcpu, TEST_PAGE);
+
+	/* Back comes the slot, and with it what was in it. */
+	slot_set(self, SIZE);
+	vcpu_check(self->vcpu, TEST_PAGE, guest_exec_code(TEST_PAGE >> PAGE_SHIFT), 8);
+	TEST_ASSERT(vcpu_access(self->vcpu, GUEST_EXEC, TEST_PAGE, 0, 0) == TEST_PAGE >> PAGE_SHIFT,
+		    "Guest did not execute what it had written");
+}
+
+TEST_EXITS(file_closed)
+{
+	int fd = dup(self->memfd);
+
+	/* It is the last reference that counts. */
+	close(self->memfd);
+	self->memfd = -1;
+	vcpu_check(self->vcpu, TEST_PAGE, guest_exec_code(TEST_PAGE >> PAGE_SHIFT), 8);
+
+	close(fd);
+	expect_private_faults(self->vcpu, TEST_PAGE);
+
+	/* The slot without its file still serves shared accesses. */
+	vm_mem_set_shared(self->vm, TEST_PAGE, PAGE_SIZE);
+	memset(self->shared + (TEST_PAGE - GPA), 0x5a, PAGE_SIZE);
+	vcpu_check(self->vcpu, TEST_PAGE, 0x5a5a5a5a5a5a5a5aull, PAGE_SIZE);
+	expect_private_faults(self->vcpu, TEST_PAGE + PAGE_SIZE);
+}
+
+TEST_EXITS(slot_without_file)
+{
+	void *shared = shared_mem_alloc(SIZE);
+
+	vm_set_user_memory_region(self->vm, SLOT + 1, 0, NO_SLOT_GPA, SIZE, shared);
+	memset(shared, 0x5a, SIZE);
+	vcpu_check(self->vcpu, NO_SLOT_GPA, 0x5a5a5a5a5a5a5a5aull, SIZE);
+
+	vm_mem_set_private(self->vm, NO_SLOT_GPA + PAGE_SIZE, PAGE_SIZE);
+	expect_private_faults(self->vcpu, NO_SLOT_GPA + PAGE_SIZE);
+	vcpu_check(self->vcpu, NO_SLOT_GPA, 0x5a5a5a5a5a5a5a5aull, PAGE_SIZE);
+	vcpu_check(self->vcpu, NO_SLOT_GPA + 2 * PAGE_SIZE, 0x5a5a5a5a5a5a5a5aull, PAGE_SIZE);
+
+	vm_mem_set_shared(self->vm, NO_SLOT_GPA + PAGE_SIZE, PAGE_SIZE);
+	vcpu_check(self->vcpu, NO_SLOT_GPA, 0x5a5a5a5a5a5a5a5aull, SIZE);
+}
+
+TEST_EXITS(no_slot)
+{
+	vm_mem_set_private(self->vm, NO_SLOT_GPA, SIZE);
+	expect_private_faults(self->vcpu, NO_SLOT_GPA);
+}
+
+TEST_EXITS(shared_no_slot_is_mmio)
+{
+	uint64_t gpa;
+
+	for (gpa = NO_SLOT_GPA; gpa < NO_SLOT_GPA + 4 * PAGE_SIZE; gpa += PAGE_SIZE)
+		expect_mmio(self->vcpu, gpa);
+
+	/*
+	 * What KVM remembers of MMIO pages, be it the last one or all of them,
+	 * must not outlive a conversion.
+	 */
+	gpa -= PAGE_SIZE;
+	vm_mem_set_private(self->vm, gpa, PAGE_SIZE);
+	expect_private_faults(self->vcpu, gpa);
+
+	vm_mem_set_private(self->vm, NO_SLOT_GPA, PAGE_SIZE);
+	expect_private_faults(self->vcpu, NO_SLOT_GPA);
+	expect_mmio(self->vcpu, NO_SLOT_GPA + PAGE_SIZE);
+	expect_mmio(self->vcpu, NO_SLOT_GPA + 2 * PAGE_SIZE);
+
+	vm_mem_set_shared(self->vm, NO_SLOT_GPA, 4 * PAGE_SIZE);
+	for (gpa = NO_SLOT_GPA; gpa < NO_SLOT_GPA + 4 * PAGE_SIZE; gpa += PAGE_SIZE)
+		expect_mmio(self->vcpu, gpa);
+}
+
+/* After a fault, an exit for another reason tells of that reason only. */
+TEST_EXITS(nothing_stale)
+{
+	slot_set(self, 0);
+	expect_private_faults(self->vcpu, TEST_PAGE);
+	slot_set(self, SIZE);
+
+	expect_mmio(self->vcpu, NO_SLOT_GPA);
+	vcpu_check(self->vcpu, TEST_PAGE, guest_exec_code(TEST_PAGE >> PAGE_SHIFT), 8);
+	TEST_ASSERT(self->vcpu->run->exit_reason == KVM_EXIT_IO, "Expected exit IO, got %u (%s)",
+		    self->vcpu->run->exit_reason, exit_reason_str(self->vcpu->run->exit_reason));
+}
+
+/*
+ * A vCPU that reads all the time, while the memory comes and goes.
+ */
+struct reader {
+	struct kvm_vcpu *vcpu;
+	pthread_t thread;
+	atomic_bool stop;
+	atomic_ulong nr_reads;
+	atomic_ulong nr_faults;
+};
+
+static void *reader_fn(void *data)
+{
+	struct reader *r = data;
+	uint64_t want = guest_exec_code(TEST_PAGE >> PAGE_SHIFT), seen;
+	int ret;
+
+	while (!atomic_load(&r->stop)) {
+		ret = __vcpu_access(r->vcpu, GUEST_READ, TEST_PAGE, 0, 0);
+		if (ret) {
+			vcpu_assert_private_fault(r->vcpu, ret, errno, TEST_PAGE);
+			atomic_fetch_add(&r->nr_faults, 1);
+			continue;
+		}
+		seen = vcpu_access_result(r->vcpu);
+		TEST_ASSERT(seen == want, "Guest expected 0x%lx at 0x%llx, read 0x%lx",
+			    want, TEST_PAGE, seen);
+		atomic_fetch_add(&r->nr_reads, 1);
+	}
+	return NULL;
+}
+
+static void wait_for_more(atomic_ulong *count)
+{
+	unsigned long old = atomic_load(count);
+
+	while (atomic_load(count) < old + 2)
+		sched_yield();
+}
+
+static void reader_start(struct reader *r, struct kvm_vcpu *vcpu)
+{
+	memset(r, 0, sizeof(*r));
+	r->vcpu = vcpu;
+	TEST_ASSERT(!pthread_create(&r->thread, NULL, reader_fn, r), "pthread_create() failed");
+	wait_for_more(&r->nr_reads);
+}
+
+static void reader_stop(struct reader *r)
+{
+	atomic_store(&r->stop, true);
+	pthread_join(r->thread, NULL);
+}
+
+TEST_EXITS(slot_deleted_while_running)
+{
+	unsigned long reads;
+	struct reader r;
+	int i;
+
+	reader_start(&r, self->vcpu);
+	for (i = 0; i < 100; i++) {
+		slot_set(self, 0);
+		wait_for_more(&r.nr_faults);
+
+		/* With the slot gone no read can succeed. */
+		reads = atomic_load(&r.nr_reads);
+		wait_for_more(&r.nr_faults);
+		TEST_ASSERT(atomic_load(&r.nr_reads) == reads,
+			    "Guest read private memory after its slot was deleted");
+
+		slot_set(self, SIZE);
+		wait_for_more(&r.nr_reads);
+	}
+	reader_stop(&r);
+}
+
+TEST_EXITS(file_closed_while_running)
+{
+	uint64_t code = guest_exec_code(TEST_PAGE >> PAGE_SHIFT);
+	uint8_t page[PAGE_SIZE] = {};
+	unsigned long reads;
+	struct reader r;
+	int i;
+
+	memcpy(page, &code, sizeof(code));
+
+	reader_start(&r, self->vcpu);
+	for (i = 0; i < 100; i++) {
+		close(self->memfd);
+		wait_for_more(&r.nr_faults);
+
+		reads = atomic_load(&r.nr_reads);
+		wait_for_more(&r.nr_faults);
+		TEST_ASSERT(atomic_load(&r.nr_reads) == reads,
+			    "Guest read private memory after its file was closed");
+
+		/* Another file for the same place. */
+		slot_set(self, 0);
+		self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
+		guest_memfd_write(self->memfd, page, PAGE_SIZE, TEST_PAGE - GPA);
+		slot_set(self, SIZE);
+		wait_for_more(&r.nr_reads);
+	}
+	reader_stop(&r);
+}
+
+/*
+ * Failures that are not about private or shared.
+ */
+
+static void write_file(const char *dir, const char *name, const char *val)
+{
+	char path[256];
+	int fd, len = strlen(val);
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_WRONLY);
+	TEST_ASSERT(fd >= 0, "Cannot open %s, errno: %i (%s)", path, errno, strerror(errno));
+	TEST_ASSERT(write(fd, val, len) == len, "Cannot write '%s' to %s, errno: %i (%s)",
+		    val, path, errno, strerror(errno));
+	close(fd);
+}
+
+/*
+ * A memory cgroup of the test's own.  Version 1 can be told not to kill, which
+ * makes ENOMEM what it should be; version 2 serves where version 1 is not to be
+ * had, with the test excluded from killing.
+ */
+struct memcg {
+	bool v1;
+	int limit_fd;
+	char mnt[64];
+	char dir[96];
+};
+
+static void memcg_enter(const char *dir)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	write_file(dir, "cgroup.procs", pid);
+}
+
+static void memcg_create(struct memcg *cg)
+{
+	char path[128];
+
+	snprintf(cg->mnt, sizeof(cg->mnt), "/tmp/private_mem_exits.XXXXXX");
+	TEST_ASSERT(mkdtemp(cg->mnt), "Cannot make %s, errno: %i (%s)", cg->mnt,
+		    errno, strerror(errno));
+
+	cg->v1 = !mount("none", cg->mnt, "cgroup", 0, "memory");
+	if (!cg->v1) {
+		TEST_ASSERT(!mount("none", cg->mnt, "cgroup2", 0, NULL),
+			    "Cannot mount a memory cgroup, errno: %i (%s)", errno, strerror(errno));
+		write_file(cg->mnt, "cgroup.subtree_control", "+memory");
+		write_file("/proc/self", "oom_score_adj", "-1000");
+	}
+
+	snprintf(cg->dir, sizeof(cg->dir), "%s/private_mem_exits.%d", cg->mnt, getpid());
+	TEST_ASSERT(!mkdir(cg->dir, 0700), "Cannot make %s, errno: %i (%s)", cg->dir,
+		    errno, strerror(errno));
+	if (cg->v1)
+		write_file(cg->dir, "memory.oom_control", "1");
+
+	/* Opened now, for open() may fail where the limit is reached. */
+	snprintf(path, sizeof(path), "%s/%s", cg->dir,
+		 cg->v1 ? "memory.limit_in_bytes" : "memory.max");
+	cg->limit_fd = open(path, O_WRONLY);
+	TEST_ASSERT(cg->limit_fd >= 0, "Cannot open %s, errno: %i (%s)", path,
+		    errno, strerror(errno));
+
+	memcg_enter(cg->dir);
+}
+
+static void memcg_limit(struct memcg *cg, const char *bytes)
+{
+	int len = strlen(bytes);
+
+	TEST_ASSERT(pwrite(cg->limit_fd, bytes, len, 0) == len,
+		    "Cannot set the limit of %s to %s, errno: %i (%s)", cg->dir, bytes,
+		    errno, strerror(errno));
+}
+
+static uint64_t memcg_usage(struct memcg *cg)
+{
+	char path[128], buf[32] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", cg->dir,
+		 cg->v1 ? "memory.usage_in_bytes" : "memory.current");
+	fd = open(path, O_RDONLY);
+	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read %s", path);
+	close(fd);
+	return strtoull(buf, NULL, 10);
+}
+
+/* What is still charged to the group moves up with rmdir(). */
+static void memcg_destroy(struct memcg *cg)
+{
+	memcg_enter(cg->mnt);
+	close(cg->limit_fd);
+	rmdir(cg->dir);
+	umount2(cg->mnt, MNT_DETACH);
+	rmdir(cg->mnt);
+}
+
+#define BIG_PAGES	2048
+#define BIG_SIZE	(BIG_PAGES * PAGE_SIZE)
+
+TEST_EXITS(cgroup_limit)
+{
+	struct kvm_run *run = self->vcpu->run;
+	uint64_t gpa = NO_SLOT_GPA + 0x1000000ull;
+	void *shared = shared_mem_alloc(BIG_SIZE);
+	struct memcg cg;
+	char limit[32];
+	uint64_t left;
+	int fd, ret;
+
+	virt_map(self->vm, gpa, gpa, BIG_PAGES);
+	fd = vm_create_guest_memfd(self->vm, BIG_SIZE, 0);
+	vm_mem_set_private(self->vm, gpa, BIG_SIZE);
+	memcg_create(&cg);
+
+	/* A fault first, so that there is something that could be left over. */
+	ret = __vcpu_access(self->vcpu, GUEST_FILL, gpa, 1, BIG_SIZE / 8);
+	vcpu_assert_private_fault(self->vcpu, ret, errno, gpa);
+	vm_set_user_memory_region2(self->vm, SLOT + 1, KVM_MEM_GUEST_MEMFD, gpa, BIG_SIZE,
+				   shared, fd, 0);
+
+	/* Half of the memory may be had. */
+	snprintf(limit, sizeof(limit), "%llu", memcg_usage(&cg) + BIG_SIZE / 2);
+	memcg_limit(&cg, limit);
+	ret = vcpu_access_run(self->vcpu);
+	TEST_ASSERT(ret == -1 && errno == ENOMEM, "Expected ENOMEM, rc: %i errno: %i exit: %u (%s)",
+		    ret, errno, run->exit_reason, exit_reason_str(run->exit_reason));
+	TEST_ASSERT(run->exit_reason != KVM_EXIT_MEMORY_FAULT,
+		    "KVM_RUN failed with ENOMEM and left exit MEMORY_FAULT for 0x%llx behind",
+		    run->memory_fault.gpa);
+
+	/* The guest goes on where it was when memory can be had again. */
+	memcg_limit(&cg, cg.v1 ? "-1" : "max");
+	ret = vcpu_access_run(self->vcpu);
+	TEST_ASSERT(!ret && vcpu_is_guest_call(self->vcpu),
+		    "Guest did not go on, rc: %i errno: %i", ret, errno);
+	left = vcpu_access(self->vcpu, GUEST_CHECK, gpa, 1, BIG_SIZE / 8);
+	TEST_ASSERT(!left, "What the guest wrote is lost, from word %llu on", BIG_SIZE / 8 - left);
+
+	vm_set_user_memory_region2(self->vm, SLOT + 1, KVM_MEM_GUEST_MEMFD, gpa, 0, shared, fd, 0);
+	close(fd);
+	munmap(shared, BIG_SIZE);
+	memcg_destroy(&cg);
+}
+
+/*
+ * Nothing tells where the pages of a guest_memfd are.  But they are charged to
+ * the cgroup of the process that allocates them, and /proc/kpagecgroup says
+ * which page frames those are: what is new after fallocate(), and is none of the
+ * process's own, is the page.
+ */
+struct page_frames {
+	uint64_t nr;
+	uint64_t *cgroup;
+	uint64_t *flags;
+};
+
+static uint64_t *read_frames(const char *path, uint64_t *nr)
+{
+	size_t size = 0, max = 1 << 20;
+	char *buf = NULL;
+	ssize_t ret;
+	int fd;
+
+	fd = open(path, O_RDONLY);
+	TEST_ASSERT(fd >= 0, "Cannot open %s, errno: %i (%s)", path, errno, strerror(errno));
+	do {
+		buf = realloc(buf, size + max);
+		TEST_ASSERT(buf, "Insufficient memory");
+		ret = read(fd, buf + size, max);
+		TEST_ASSERT(ret >= 0, "Cannot read %s, errno: %i (%s)", path, errno,
+			    strerror(errno));
+		size += ret;
+	} while (ret);
+	close(fd);
+
+	*nr = size / sizeof(uint64_t);
+	return (uint64_t *)buf;
+}
+
+static void page_frames_read(struct page_frames *frames)
+{
+	uint64_t nr_flags;
+
+	frames->cgroup = read_frames("/proc/kpagecgroup", &frames->nr);
+	frames->flags = read_frames("/proc/kpageflags", &nr_flags);
+	TEST_ASSERT(frames->nr == nr_flags,
+		    "/proc/kpagecgroup and /proc/kpageflags differ in size");
+}
+
+static void page_frames_free(struct page_frames *frames)
+{
+	free(frames->cgroup);
+	free(frames->flags);
+}
+
+static bool is_file_page(struct page_frames *frames, uint64_t pfn, uint64_t ino)
+{
+	const uint64_t others = BIT(KPF_ANON) | BIT(KPF_MMAP) | BIT(KPF_SLAB) | BIT(KPF_BUDDY) |
+				BIT(KPF_PGTABLE) | BIT(KPF_HWPOISON);
+
+	return frames->cgroup[pfn] == ino && !(frames->flags[pfn] & others);
+}
+
+static uint64_t fallocate_and_find(int memfd, off_t offset, struct memcg *cg)
+{
+	struct page_frames before, after;
+	uint64_t pfn, found = 0, nr = 0;
+	struct stat st;
+	int ret;
+
+	TEST_ASSERT(!stat(cg->dir, &st), "Cannot stat %s", cg->dir);
+
+	page_frames_read(&before);
+	ret = fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE);
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
+	page_frames_read(&after);
+
+	for (pfn = 0; pfn < before.nr; pfn++) {
+		if (!is_file_page(&before, pfn, st.st_ino) &&
+		    is_file_page(&after, pfn, st.st_ino)) {
+			found = pfn;
+			nr++;
+		}
+	}
+	TEST_ASSERT(nr == 1, "Expected one page frame more in %s, found %lu", cg->dir, nr);
+
+	page_frames_free(&before);
+	page_frames_free(&after);
+	return found;
+}
+
+static void memory_error(const char *name, uint64_t pfn)
+{
+	char buf[32];
+
+	/* Fails where it is mounted already. */
+	mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
+	snprintf(buf, sizeof(buf), "%lu", pfn);
+	write_file("/sys/kernel/debug/hwpoison", name, buf);
+}
+
+static void expect_poison(struct kvm_vcpu *vcpu, uint64_t gpa)
+{
+	struct kvm_run *run = vcpu->run;
+	enum guest_access access;
+	int ret;
+
+	for (access = GUEST_READ; access <= GUEST_EXEC; access++) {
+		ret = __vcpu_access(vcpu, access, gpa, 0, 0);
+		TEST_ASSERT(ret == -1 && errno == EHWPOISON,
+			    "Expected EHWPOISON, rc: %i errno: %i exit: %u (%s)", ret, errno,
+			    run->exit_reason, exit_reason_str(run->exit_reason));
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
+			    run->memory_fault.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE &&
+			    run->memory_fault.gpa == gpa && run->memory_fault.size == PAGE_SIZE,
+			    "Expected memory_fault flags 0x%llx gpa 0x%lx size 0x%llx, got exit %u flags 0x%llx gpa 0x%llx size 0x%llx",
+			    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE_SIZE, run->exit_reason,
+			    run->memory_fault.flags, run->memory_fault.gpa,
+			    run->memory_fault.size);
+	}
+}
+
+TEST_EXITS(hardware_error)
+{
+	const off_t offset = TEST_PAGE - GPA;
+	uint8_t page[PAGE_SIZE] = {};
+	struct memcg cg;
+	uint64_t pfn, gpa;
+	int ret;
+
+	memcg_create(&cg);
+	guest_memfd_punch(self->memfd, offset, PAGE_SIZE);
+	pfn = fallocate_and_find(self->memfd, offset, &cg);
+
+	vcpu_fill(self->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
+	memory_error("corrupt-pfn", pfn);
+	expect_poison(self->vcpu, TEST_PAGE);
+
+	/* That page and no other. */
+	for (gpa = GPA; gpa < GPA + SIZE; gpa += PAGE_SIZE) {
+		if (gpa != TEST_PAGE)
+			vcpu_check(self->vcpu, gpa, guest_exec_code(gpa >> PAGE_SHIFT), 8);
+	}
+
+	/* It stays in the file: there is no hole that could be filled. */
+	ret = pwrite(self->memfd, page, PAGE_SIZE, offset);
+	TEST_ASSERT(ret == -1 && errno == EEXIST,
+		    "Expected EEXIST from pwrite() to the poisoned page, rc: %i errno: %i",
+		    ret, errno);
+	ret = fallocate(self->memfd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
+	expect_poison(self->vcpu, TEST_PAGE);
+
+	/* Nor does the slot matter. */
+	slot_set(self, 0);
+	slot_set(self, SIZE);
+	expect_poison(self->vcpu, TEST_PAGE);
+
+	/* A VMM that gives the page up gets another one. */
+	guest_memfd_punch(self->memfd, offset, PAGE_SIZE);
+	vcpu_check(self->vcpu, TEST_PAGE, 0, PAGE_SIZE);
+	vcpu_fill(self->vcpu, TEST_PAGE, 0x4321, PAGE_SIZE);
+	vcpu_check(self->vcpu, TEST_PAGE, 0x4321, PAGE_SIZE);
+
+	memory_error("unpoison-pfn", pfn);
+	memcg_destroy(&cg);
+}
+
+int main(int argc, char **argv)
+{
+	TEST_REQUIRE(private_mem_supported());
+
+	return test_harness_run(argc, argv);
+}

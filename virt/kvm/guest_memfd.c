@@ -769,7 +769,8 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	}
 
 	file->f_flags |= O_LARGEFILE;
-	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE;
+	file->f_mode |= FMODE_LSEEK | FMODE_PREAD | FMODE_PWRITE |
+			FMODE_ATOMIC_POS;
 
 	inode = file_inode(file);
 	inode->i_op = &kvm_gmem_iops;
@@ -782,7 +783,8 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	 */
 	mapping = inode->i_mapping;
 	mapping->a_ops = &kvm_gmem_aops;
-	mapping_set_gfp_mask(mapping, GFP_HIGHUSER | __GFP_RETRY_MAYFAIL);
+	mapping_set_gfp_mask(mapping, GFP_HIGHUSER | __GFP_RETRY_MAYFAIL |
+				      __GFP_NOWARN);
 	mapping_set_unmovable(mapping);
 
 	kvm_get_kvm(kvm);

@@ -150,6 +150,7 @@ unsigned long kvm_mem_attrs_get(struct kvm_mem_attributes_map *map, gfn_t gfn,
 		*last = entry ? index : ~(gfn_t)0;
 	return entry ? xa_to_value(entry) : 0;
 }
+EXPORT_SYMBOL_GPL(kvm_mem_attrs_get);
 
 /**
  * kvm_mem_attrs_uniform() - ask whether a range has the same attributes

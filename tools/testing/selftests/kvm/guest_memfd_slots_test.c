@@ -2,40 +2,19 @@
 /*
  * As many memslots as there can be, all bound to one file.
  */
+#include <getopt.h>
 #include <limits.h>
+#include <linux/bits.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include "kvm_harness.h"
+#include "kvm_util.h"
 
-#define PAGE	4096UL
-
-/*
- * Binding a range must not look at all the others.  With a scan, twice the
- * slots cost four times as much; 2.2 leaves room for trees that get deeper.
- *
- * This counts work.  CPU time also counts cache misses, of which KVM's hash of
- * slot numbers alone makes enough to spoil the ratio on a busy machine: run it
- * where the clock counts instructions, as under QEMU's -icount.
- */
-#define NR_SLOTS	32764
+#define PAGE		4096UL
+#define MAX_SLOTS	32764
 #define ROUNDS		2
 
-FIXTURE(slots) {
-	char *hva;
-};
-
-FIXTURE_SETUP(slots)
-{
-	self->hva = mmap(NULL, NR_SLOTS * PAGE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ASSERT_NE(MAP_FAILED, self->hva);
-	ASSERT_LE(NR_SLOTS, kvm_check_cap(KVM_CAP_NR_MEMSLOTS));
-}
-
-FIXTURE_TEARDOWN(slots)
-{
-}
+static char *hva;
 
 static long cpu_time_ns(void)
 {
@@ -45,25 +24,33 @@ static long cpu_time_ns(void)
 	return timespec_to_ns(ts);
 }
 
+static struct kvm_vm *create_vm(void)
+{
+	return ____vm_create(VM_SHAPE(KVM_X86_SW_PROTECTED_VM), 0);
+}
+
+/* Binds one page of the file to a slot; no two slots adjoin in the guest. */
+static int bind_page(struct kvm_vm *vm, int slot, int fd, unsigned long page)
+{
+	return __vm_set_user_memory_region2(vm, slot, KVM_MEM_GUEST_MEMFD, slot * 2 * PAGE,
+					    PAGE, hva + slot * PAGE, fd, page * PAGE);
+}
+
 /*
  * The CPU time of binding nr slots, one page each, to one file.  The pages are
  * taken in an order of strides, so that no order of the slots is a lucky one.
  */
-static long time_to_bind(struct _test_data_slots *self, int nr)
+static long time_to_bind(int nr)
 {
 	const unsigned long stride = 7919;	/* coprime to nr: visits all pages */
-	struct kvm_vm *vm = create_protected_vm();
+	struct kvm_vm *vm = create_vm();
 	int fd = vm_create_guest_memfd(vm, nr * PAGE, 0);
-	unsigned long page;
 	long time;
 	int i;
 
 	time = cpu_time_ns();
-	for (i = 0; i < nr; i++) {
-		page = i * stride % nr;
-		vm_set_user_memory_region2(vm, i, KVM_MEM_GUEST_MEMFD, i * 2 * PAGE, PAGE,
-					   self->hva + i * PAGE, fd, page * PAGE);
-	}
+	for (i = 0; i < nr; i++)
+		TEST_ASSERT(!bind_page(vm, i, fd, i * stride % nr), "Slot %d: errno %d", i, errno);
 	time = cpu_time_ns() - time;
 
 	close(fd);
@@ -71,40 +58,75 @@ static long time_to_bind(struct _test_data_slots *self, int nr)
 	return time;
 }
 
-TEST_F_TIMEOUT(slots, linear, 300)
+/*
+ * Binding a range must not look at all the others.  With a scan, twice the
+ * slots cost four times as much; 2.2 leaves room for trees that get deeper.
+ *
+ * This counts work.  CPU time also counts cache misses, of which KVM's hash of
+ * slot numbers alone makes enough to spoil the ratio on a busy machine: run it
+ * where the clock counts instructions, as under QEMU's -icount.
+ */
+static void test_linear(void)
 {
 	long half = LONG_MAX, all = LONG_MAX;
 	int i;
 
 	/* The least of a few runs: whatever disturbs one only adds to it. */
 	for (i = 0; i < ROUNDS; i++) {
-		half = min(half, time_to_bind(self, NR_SLOTS / 2));
-		all = min(all, time_to_bind(self, NR_SLOTS));
+		half = min(half, time_to_bind(MAX_SLOTS / 2));
+		all = min(all, time_to_bind(MAX_SLOTS));
 	}
 
-	TH_LOG("%d slots: %ld us, %d slots: %ld us, ratio %.2f", NR_SLOTS / 2, half / 1000,
-	       NR_SLOTS, all / 1000, (double)all / half);
-	EXPECT_GE(half * 22 / 10, all);
+	ksft_print_msg("%d slots: %ld us, %d slots: %ld us, ratio %.2f\n", MAX_SLOTS / 2,
+		       half / 1000, MAX_SLOTS, all / 1000, (double)all / half);
+	ksft_test_result(all <= half * 22 / 10, "linear\n");
 }
 
-/* All of them bound at once, and the file full: no slot has lost its range. */
-TEST_F_TIMEOUT(slots, all_are_bound, 300)
+/* With all of them bound, no page is free but the one that is left. */
+static void test_all_are_bound(int nr)
 {
-	struct kvm_vm *vm = create_protected_vm();
-	int fd = vm_create_guest_memfd(vm, NR_SLOTS * PAGE, 0), i;
+	struct kvm_vm *vm = create_vm();
+	int fd = vm_create_guest_memfd(vm, nr * PAGE, 0), i;
+	bool ok = true;
 
-	for (i = 1; i < NR_SLOTS; i++)
-		vm_set_user_memory_region2(vm, i, KVM_MEM_GUEST_MEMFD, i * 2 * PAGE, PAGE,
-					   self->hva + i * PAGE, fd, i * PAGE);
-	for (i = 1; i < NR_SLOTS; i += 101) {
-		EXPECT_EQ(EINVAL, err_of(__vm_set_user_memory_region2(vm, 0, KVM_MEM_GUEST_MEMFD,
-								      0, PAGE, self->hva, fd,
-								      i * PAGE)));
-	}
-	EXPECT_EQ(0, err_of(__vm_set_user_memory_region2(vm, 0, KVM_MEM_GUEST_MEMFD, 0, PAGE,
-							 self->hva, fd, 0)));
+	for (i = 1; i < nr; i++)
+		TEST_ASSERT(!bind_page(vm, i, fd, i), "Slot %d: errno %d", i, errno);
+	for (i = 1; i < nr; i += 101)
+		ok = ok && bind_page(vm, 0, fd, i) && errno == EINVAL;
+	ok = ok && !bind_page(vm, 0, fd, 0);
+	ksft_test_result(ok, "all_are_bound\n");
+
 	close(fd);
 	kvm_vm_free(vm);
 }
 
-TEST_HARNESS_MAIN
+int main(int argc, char *argv[])
+{
+	int nr = MAX_SLOTS, opt;
+
+	while ((opt = getopt(argc, argv, "hn:")) != -1) {
+		switch (opt) {
+		case 'n':
+			nr = atoi(optarg);
+			break;
+		default:
+			printf("usage: %s [-n number of slots, only whether all are bound]\n",
+			       argv[0]);
+			return opt == 'h' ? 0 : 1;
+		}
+	}
+
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM));
+	TEST_REQUIRE(kvm_check_cap(KVM_CAP_NR_MEMSLOTS) >= MAX_SLOTS);
+
+	hva = mmap(NULL, MAX_SLOTS * PAGE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	TEST_ASSERT(hva != MAP_FAILED, "mmap() failed");
+
+	ksft_print_header();
+	ksft_set_plan(1 + (nr == MAX_SLOTS));
+	if (nr == MAX_SLOTS)
+		test_linear();
+	test_all_are_bound(nr);
+	ksft_finished();
+}

@@ -2,10 +2,11 @@
 /*
  * Conversions between private and shared guest memory.
  *
- * Each vCPU owns a slice of every memslot.  A slot is little more than a block
- * of 2 MiB, so that neighbours convert pages of the same one.  Pages carry a value
- * made from VM, page, generation and half, so that stale data, another page's
- * data and the wrong half's data are told apart.
+ * Each VM has somewhat more than 2 MiB of memory for it, divided among memslots,
+ * and the slots among vCPUs, which so convert pages of the same block.  A vCPU has
+ * a slice of each slot.  Pages carry a value made from VM, page, generation and
+ * half, so that stale data, another page's data and the wrong half's data are told
+ * apart.
  */
 #define _GNU_SOURCE
 #include <getopt.h>
@@ -25,7 +26,7 @@
 #define MAX_SLOTS	8
 #define MAX_VMS		2
 
-#define SLOT_PAGES	544
+#define VM_PAGES	544
 #define SLOT_STRIDE	0x1000000ull
 
 #define CONVERT_TIMEOUT	600
@@ -216,12 +217,17 @@ static void guest_code(uint64_t vm, uint64_t mode, uint64_t arg, uint64_t gpa, u
 	struct slice slice = { .vm = vm, .gpa = gpa, .size = size };
 
 	for (; nr_slots--; slice.gpa += SLOT_STRIDE) {
-		if (mode == EXPLICIT)
+		switch (mode) {
+		case EXPLICIT:
 			guest_explicit(&slice, arg);
-		else if (mode == IMPLICIT)
+			break;
+		case IMPLICIT:
 			guest_implicit(&slice, arg);
-		else
+			break;
+		case REFUSED:
 			guest_refused(&slice);
+			break;
+		}
 	}
 
 	guest_call(CALL_DONE, 0, 0, 0);
@@ -238,7 +244,7 @@ static uint64_t slot_gpa(int slot)
 
 static uint64_t slice_size(void)
 {
-	return SLOT_PAGES / shape.nr_vcpus * PAGE_SIZE;
+	return VM_PAGES / (shape.nr_slots * shape.nr_vcpus) * PAGE_SIZE;
 }
 
 static uint64_t slot_size(void)

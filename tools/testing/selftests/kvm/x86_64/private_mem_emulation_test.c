@@ -122,20 +122,7 @@ static void stage_u64(struct guest *self, uint64_t gva, uint64_t val)
 	stage(self->page, gva, &val, sizeof(val));
 }
 
-/*
- * Code: DEFINE_CODE(name, "instructions") and stage_code(name, gva).  The call
- * at the end brings the vCPU back to the test.
- */
-#define DEFINE_CODE(name, insns)					\
-	asm(".pushsection .rodata\n"					\
-	    "code_" #name ":\n"						\
-	    insns "\n"							\
-	    "mov $" __stringify(GUEST_CALL_PORT) ", %edx\n"		\
-	    "outb %al, %dx\n"						\
-	    "code_" #name "_end:\n"					\
-	    ".popsection\n");						\
-	extern const uint8_t code_##name[], code_##name##_end[]
-
+/* Code from DEFINE_GUEST_CODE(name, instructions). */
 #define stage_code(name, gva)	\
 	stage(self->page, gva, code_##name, code_##name##_end - code_##name)
 #define stage_decoy(name, gva)	\
@@ -505,8 +492,8 @@ static void stage_operands(struct guest *self)
  * Fetch.
  */
 
-DEFINE_CODE(store_rcx, "mov %rcx, (%rdi)");
-DEFINE_CODE(store_rbx, "mov %rbx, (%rdi)");
+DEFINE_GUEST_CODE(store_rcx, "mov %rcx, (%rdi)");
+DEFINE_GUEST_CODE(store_rbx, "mov %rbx, (%rdi)");
 
 static void set_store_regs(struct guest *self)
 {
@@ -548,12 +535,12 @@ TEST_EMULATION(fetch_across_pages)
 }
 
 /* What skips an instruction must know how long it is. */
-DEFINE_CODE(skip_cpuid, "cpuid; inc %r8; inc %r8; inc %r8");
-DEFINE_CODE(skip_rdmsr, "mov $0xc0000080, %ecx; rdmsr; inc %r8; inc %r8; inc %r8");
-DEFINE_CODE(skip_vmmcall, "mov $0x7fff, %eax; vmmcall; inc %r8; inc %r8; inc %r8");
-DEFINE_CODE(skip_vmcall, "mov $0x7fff, %eax; vmcall; inc %r8; inc %r8; inc %r8");
-DEFINE_CODE(skip_hlt, "hlt; inc %r8; inc %r8; inc %r8");
-DEFINE_CODE(skip_nothing, "inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_cpuid, "cpuid; inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_rdmsr, "mov $0xc0000080, %ecx; rdmsr; inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_vmmcall, "mov $0x7fff, %eax; vmmcall; inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_vmcall, "mov $0x7fff, %eax; vmcall; inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_hlt, "hlt; inc %r8; inc %r8; inc %r8");
+DEFINE_GUEST_CODE(skip_nothing, "inc %r8; inc %r8; inc %r8");
 
 /* One instruction that is longer than any of those. */
 static const uint8_t long_insn[] = { 0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00 };
@@ -628,12 +615,12 @@ TEST_EMULATION(patch_hypercall)
  * Guest page tables.
  */
 
-DEFINE_CODE(outsb, "cld; outsb");
-DEFINE_CODE(insb, "cld; insb");
-DEFINE_CODE(outsl, "cld; outsl; outsl");
-DEFINE_CODE(insl, "cld; insl; insl");
-DEFINE_CODE(rep_outsb, "cld; rep outsb");
-DEFINE_CODE(rep_insb, "cld; rep insb");
+DEFINE_GUEST_CODE(outsb, "cld; outsb");
+DEFINE_GUEST_CODE(insb, "cld; insb");
+DEFINE_GUEST_CODE(outsl, "cld; outsl; outsl");
+DEFINE_GUEST_CODE(insl, "cld; insl; insl");
+DEFINE_GUEST_CODE(rep_outsb, "cld; rep outsb");
+DEFINE_GUEST_CODE(rep_insb, "cld; rep insb");
 
 static void exec_outsb(struct guest *self, uint64_t gva)
 {
@@ -782,12 +769,12 @@ TEST_EMULATION(repeated_string_in)
  * MMIO, with the other operand in memory.
  */
 
-DEFINE_CODE(movs, "cld; movsl; mov %r9, %rdi; movsl");
-DEFINE_CODE(movs_in, "cld; movsl; mov %r9, %rsi; movsl");
-DEFINE_CODE(push_mmio, "pushq (%rdi)");
-DEFINE_CODE(pop_mmio, "popq (%rdi)");
-DEFINE_CODE(call_mmio, "callq *(%rdi)");
-DEFINE_CODE(nothing, "");
+DEFINE_GUEST_CODE(movs, "cld; movsl; mov %r9, %rdi; movsl");
+DEFINE_GUEST_CODE(movs_in, "cld; movsl; mov %r9, %rsi; movsl");
+DEFINE_GUEST_CODE(push_mmio, "pushq (%rdi)");
+DEFINE_GUEST_CODE(pop_mmio, "popq (%rdi)");
+DEFINE_GUEST_CODE(call_mmio, "callq *(%rdi)");
+DEFINE_GUEST_CODE(nothing, "");
 
 TEST_EMULATION(mmio_from_memory)
 {
@@ -930,19 +917,21 @@ TEST_PRIVATE_EMULATION(allocates_for_write)
  * Instructions that a processor does by itself, forced through the emulator.
  */
 
-DEFINE_CODE(load, FORCED_EMULATION "mov (%rdi), %rax; mov %rax, %r8");
-DEFINE_CODE(store, FORCED_EMULATION "mov %rcx, (%rdi)");
-DEFINE_CODE(add, FORCED_EMULATION "add %rcx, (%rdi)");
-DEFINE_CODE(push, FORCED_EMULATION "push %rcx");
-DEFINE_CODE(pop, FORCED_EMULATION "pop %rcx");
-DEFINE_CODE(xchg, FORCED_EMULATION "xchg %rcx, (%rdi)");
-DEFINE_CODE(lock_or, FORCED_EMULATION "lock orq %rcx, (%rdi)");
-DEFINE_CODE(lock_xadd, FORCED_EMULATION "lock xadd %rcx, (%rdi)");
-DEFINE_CODE(lock_cmpxchg, FORCED_EMULATION "lock cmpxchg %rcx, (%rdi); setz %r8b; mov %rax, %r9");
-DEFINE_CODE(lock_cmpxchg8b, FORCED_EMULATION "lock cmpxchg8b (%rdi); setz %r8b; mov %rax, %r9");
-DEFINE_CODE(sgdt, FORCED_EMULATION "sgdt (%rdi)");
-DEFINE_CODE(lgdt, FORCED_EMULATION "lgdt (%rdi)");
-DEFINE_CODE(load_fs, FORCED_EMULATION "mov %ecx, %fs");
+DEFINE_GUEST_CODE(load, FORCED_EMULATION "mov (%rdi), %rax; mov %rax, %r8");
+DEFINE_GUEST_CODE(store, FORCED_EMULATION "mov %rcx, (%rdi)");
+DEFINE_GUEST_CODE(add, FORCED_EMULATION "add %rcx, (%rdi)");
+DEFINE_GUEST_CODE(push, FORCED_EMULATION "push %rcx");
+DEFINE_GUEST_CODE(pop, FORCED_EMULATION "pop %rcx");
+DEFINE_GUEST_CODE(xchg, FORCED_EMULATION "xchg %rcx, (%rdi)");
+DEFINE_GUEST_CODE(lock_or, FORCED_EMULATION "lock orq %rcx, (%rdi)");
+DEFINE_GUEST_CODE(lock_xadd, FORCED_EMULATION "lock xadd %rcx, (%rdi)");
+DEFINE_GUEST_CODE(lock_cmpxchg,
+		  FORCED_EMULATION "lock cmpxchg %rcx, (%rdi); setz %r8b; mov %rax, %r9");
+DEFINE_GUEST_CODE(lock_cmpxchg8b,
+		  FORCED_EMULATION "lock cmpxchg8b (%rdi); setz %r8b; mov %rax, %r9");
+DEFINE_GUEST_CODE(sgdt, FORCED_EMULATION "sgdt (%rdi)");
+DEFINE_GUEST_CODE(lgdt, FORCED_EMULATION "lgdt (%rdi)");
+DEFINE_GUEST_CODE(load_fs, FORCED_EMULATION "mov %ecx, %fs");
 
 TEST_EMULATION(load)
 {
@@ -1226,7 +1215,8 @@ static void expect_fault(struct guest *self)
 		    "Expected RIP not to go beyond the first instruction, is 0x%llx", after.rip);
 	before.rip = after.rip;
 	ret = memcmp(&before, &after, sizeof(before));
-	TEST_ASSERT(!ret, "An instruction that faulted changed registers, RCX is 0x%llx", after.rcx);
+	TEST_ASSERT(!ret, "Expected registers as before the fault, RSP is 0x%llx, RCX is 0x%llx",
+		    after.rsp, after.rcx);
 	TEST_ASSERT(!self->out_len, "The guest put out %d bytes of what is not there",
 		    self->out_len);
 }

@@ -36,6 +36,20 @@ static inline void guest_call(uint64_t nr, uint64_t arg0, uint64_t arg1, uint64_
 		     : "memory");
 }
 
+/*
+ * Instructions for the guest, as bytes from code_name to code_name_end, to be put
+ * into its memory.  They end with a call to the test.
+ */
+#define DEFINE_GUEST_CODE(name, insns)					\
+	asm(".pushsection .rodata\n"					\
+	    "code_" #name ":\n"						\
+	    insns "\n"							\
+	    "mov $" __stringify(GUEST_CALL_PORT) ", %edx\n"		\
+	    "outb %al, %dx\n"						\
+	    "code_" #name "_end:\n"					\
+	    ".popsection\n");						\
+	extern const uint8_t code_##name[], code_##name##_end[]
+
 bool vcpu_is_guest_call(struct kvm_vcpu *vcpu);
 bool vcpu_get_guest_call(struct kvm_vcpu *vcpu, struct guest_call *call);
 

@@ -678,7 +678,8 @@ static const struct file_operations kvm_gmem_fops = {
 static int kvm_gmem_error_remove_page(struct address_space *mapping,
 				      struct page *page)
 {
-	pgoff_t index = page_to_pgoff(page);
+	struct folio *folio = page_folio(page);
+	pgoff_t index = folio->index + folio_page_idx(folio, page);
 	struct kvm_gmem *gmem;
 
 	spin_lock(&mapping->private_lock);

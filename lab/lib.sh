@@ -68,3 +68,15 @@ only_one() {
 	exec 9>"$build/lock"
 	flock -n 9 || { say "waiting for another run to finish"; flock 9; }
 }
+
+# verdict NAME COMPLAINT: a line of TAP, ok where there is nothing to complain of
+number=0
+verdict() {
+	((++number))
+	if [[ $2 ]]; then
+		echo "not ok $number $1"
+		sed 's/^/# /' <<<"$2"
+	else
+		echo "ok $number $1"
+	fi
+}

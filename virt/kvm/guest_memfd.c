@@ -27,7 +27,8 @@
  *
  * - kvm->slots_lock: the file pointers of memslots, binding and unbinding.
  * - mapping->invalidate_lock: held for write to change bindings, the list of
- *   views, or to take folios out; for read by fallocate() to put them in.
+ *   views, or to take folios out that the guest may have; for read by
+ *   fallocate() to put one in.
  * - mapping->private_lock: also held to change the list of views, so that the
  *   memory-error path, which comes with a folio locked and can take neither of
  *   the above, can walk it. Bindings are freed after an RCU grace period for
@@ -113,24 +114,38 @@ static void gmem_invalidate_binding(struct kvm_gmem *gmem,
  * Take the pages [start, end) of the file out of the guest's reach. The
  * invalidate_lock, held from here to the end, keeps the bindings as they are.
  */
-static void gmem_invalidate_begin(struct kvm_gmem *gmem, pgoff_t start,
+static void gmem_invalidate_begin(struct address_space *mapping, pgoff_t start,
 				  pgoff_t end)
 {
 	struct kvm_gmem_binding *b;
+	struct kvm_gmem *gmem;
 	unsigned long index;
 
-	gmem_for_each_binding(b, index, gmem, start, end)
-		gmem_invalidate_binding(gmem, b, start, end, true);
+	lockdep_assert_held_write(&mapping->invalidate_lock);
+
+	gmem_for_each_view(gmem, mapping) {
+		gmem_for_each_binding(b, index, gmem, start, end) {
+			gmem_invalidate_binding(gmem, b, start, end, true);
+			cond_resched();
+		}
+	}
 }
 
-static void gmem_invalidate_end(struct kvm_gmem *gmem, pgoff_t start,
+static void gmem_invalidate_end(struct address_space *mapping, pgoff_t start,
 				pgoff_t end)
 {
 	struct kvm_gmem_binding *b;
+	struct kvm_gmem *gmem;
 	unsigned long index;
 
-	gmem_for_each_binding(b, index, gmem, start, end)
-		kvm_gfns_invalidate_end(gmem->kvm);
+	lockdep_assert_held_write(&mapping->invalidate_lock);
+
+	gmem_for_each_view(gmem, mapping) {
+		gmem_for_each_binding(b, index, gmem, start, end) {
+			kvm_gfns_invalidate_end(gmem->kvm);
+			cond_resched();
+		}
+	}
 }
 
 /* Drop the guest's mappings of the pages [start, end), and let them come back. */
@@ -143,6 +158,8 @@ static void gmem_unmap(struct kvm_gmem *gmem, pgoff_t start, pgoff_t end,
 	gmem_for_each_binding(b, index, gmem, start, end) {
 		gmem_invalidate_binding(gmem, b, start, end, may_block);
 		kvm_gfns_invalidate_end(gmem->kvm);
+		if (may_block)
+			cond_resched();
 	}
 }
 
@@ -435,29 +452,25 @@ static long gmem_punch_hole(struct address_space *mapping, loff_t offset,
 			    loff_t len)
 {
 	loff_t end = min(offset + len, i_size_read(mapping->host));
-	struct kvm_gmem *gmem;
 
 	if (offset >= end)
 		return 0;
 
 	filemap_invalidate_lock(mapping);
 
-	gmem_for_each_view(gmem, mapping)
-		gmem_invalidate_begin(gmem, offset >> PAGE_SHIFT,
-				      end >> PAGE_SHIFT);
-
+	gmem_invalidate_begin(mapping, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
 	truncate_inode_pages_range(mapping, offset, end - 1);
-
-	gmem_for_each_view(gmem, mapping)
-		gmem_invalidate_end(gmem, offset >> PAGE_SHIFT,
-				    end >> PAGE_SHIFT);
+	gmem_invalidate_end(mapping, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
 
 	filemap_invalidate_unlock(mapping);
 
 	return 0;
 }
 
-/* Take back those folios of [start, end) that the holder of @cookie put in. */
+/*
+ * Take back those folios of [start, end) that the holder of @cookie put in, and
+ * that nobody else counts on.
+ */
 static void gmem_undo_allocate(struct address_space *mapping, pgoff_t start,
 			       pgoff_t end, void *cookie)
 {
@@ -498,19 +511,30 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 	/* Tells what this call puts in from what others did and do. */
 	cookie = (void *)atomic_long_inc_return(&gmem_allocations);
 
-	filemap_invalidate_lock_shared(mapping);
-
 	for (index = start; index < end; index++) {
 		if (fatal_signal_pending(current)) {
 			r = -EINTR;
 			break;
 		}
 
+		/*
+		 * Held so that a hole that is being punched comes to an end,
+		 * and for one page so that nobody waits for the whole range.
+		 */
+		filemap_invalidate_lock_shared(mapping);
 		folio = gmem_get_folio(mapping, index, cookie);
+		filemap_invalidate_unlock_shared(mapping);
 		if (IS_ERR(folio)) {
 			r = PTR_ERR(folio);
 			break;
 		}
+
+		/*
+		 * Another call has put it in and may yet fail: it must not take
+		 * back what this one counts on.
+		 */
+		if (folio->private != cookie)
+			folio->private = NULL;
 
 		folio_unlock(folio);
 		folio_put(folio);
@@ -519,8 +543,6 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 
 	if (r)
 		gmem_undo_allocate(mapping, start, index, cookie);
-
-	filemap_invalidate_unlock_shared(mapping);
 
 	return r;
 }

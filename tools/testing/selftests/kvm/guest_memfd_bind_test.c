@@ -315,6 +315,26 @@ TEST_F(bind, unknown_flags)
 	}
 }
 
+/* Flags that nobody knows come before all else, be it addresses or the file. */
+TEST_F(bind, unknown_flags_are_first)
+{
+	int i;
+
+	ASSERT_EQ(0, bind_err(self, 0, GPA, 0, 4));
+	for (i = 3; i < 32; i++) {
+		uint32_t flags = KVM_MEM_GUEST_MEMFD | 1U << i;
+
+		EXPECT_EQ(EINVAL, err_of(__vm_set_user_memory_region2(self->vm, 1, flags, GPA,
+								      PAGE, self->hva,
+								      self->fd, 8 * PAGE)))
+			TH_LOG("flag 1 << %d, addresses that overlap", i);
+		EXPECT_EQ(EINVAL, err_of(__vm_set_user_memory_region2(self->vm, 1, flags,
+								      OTHER_GPA, PAGE,
+								      self->hva, -1, 0)))
+			TH_LOG("flag 1 << %d, no descriptor", i);
+	}
+}
+
 TEST_F(bind, address_space_1)
 {
 	EXPECT_EQ(EINVAL, bind_err(self, 1 << 16, GPA, 0, 1));
@@ -406,6 +426,20 @@ TEST_F(bind, change_flags)
 	vm_set_user_memory_region(self->vm, 1, 0, OTHER_GPA, PAGE, self->hva);
 	EXPECT_EQ(EINVAL, bind_err(self, 1, OTHER_GPA, 8, 1));
 	EXPECT_TRUE(is_free(_metadata, self, 8, 1));
+}
+
+/* Nor can it be set to what it is, which an ordinary slot can. */
+TEST_F(bind, same_again)
+{
+	ASSERT_EQ(0, bind_err(self, 0, GPA, 0, 4));
+	EXPECT_EQ(EINVAL, bind_err(self, 0, GPA, 0, 4));
+	EXPECT_FALSE(is_free(_metadata, self, 0, 4));
+	EXPECT_EQ(0, delete_err(self, 0));
+	EXPECT_TRUE(is_free(_metadata, self, 0, 4));
+
+	vm_set_user_memory_region(self->vm, 1, 0, OTHER_GPA, PAGE, self->hva);
+	EXPECT_EQ(0, err_of(__vm_set_user_memory_region2(self->vm, 1, 0, OTHER_GPA, PAGE,
+							 self->hva, -1, 0)));
 }
 
 TEST_F(bind, change_binding)

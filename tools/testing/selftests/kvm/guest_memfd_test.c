@@ -23,6 +23,7 @@
 #include <sys/wait.h>
 
 #include "kvm_harness.h"
+#include "private_mem.h"
 
 #define PAGE		4096UL
 #define NR_PAGES	16
@@ -1117,61 +1118,30 @@ TEST_F(memory, core_dump)
 /*
  * The pages are charged to the memory cgroup of whoever has them allocated.
  */
-#define CGROUP	"/sys/fs/cgroup"
+#define LIMIT	(8L << 20)
 
 FIXTURE(cgroup) {
 	struct kvm_vm *vm;
 	int fd;
-	char path[64];
+	struct memcg cg;
 };
-
-static int cgroup_write(const char *dir, const char *file, const char *value)
-{
-	char path[128];
-	int fd, ret;
-
-	snprintf(path, sizeof(path), "%s/%s", dir, file);
-	fd = open(path, O_WRONLY);
-	if (fd < 0)
-		return -1;
-	ret = write(fd, value, strlen(value)) == strlen(value) ? 0 : -1;
-	close(fd);
-	return ret;
-}
-
-static long cgroup_read(const char *dir, const char *file)
-{
-	char path[128], buf[32] = "";
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", dir, file);
-	fd = open(path, O_RDONLY);
-	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0, "read(%s) failed", path);
-	close(fd);
-	return atol(buf);
-}
 
 FIXTURE_SETUP(cgroup)
 {
 	self->vm = create_protected_vm();
 	self->fd = vm_create_guest_memfd(self->vm, BIG, 0);
-
-	ASSERT_EQ(0, access(CGROUP "/cgroup.controllers", R_OK))
-		TH_LOG("cgroup2 must be mounted at " CGROUP);
-	ASSERT_EQ(0, cgroup_write(CGROUP, "cgroup.subtree_control", "+memory"));
-	snprintf(self->path, sizeof(self->path), CGROUP "/guest_memfd_test.%d", getpid());
-	ASSERT_EQ(0, mkdir(self->path, 0755));
+	memcg_create(&self->cg);
 }
 
 FIXTURE_TEARDOWN(cgroup)
 {
 	EXPECT_EQ(0, close(self->fd));
 	kvm_vm_free(self->vm);
-	EXPECT_EQ(0, rmdir(self->path));
+	memcg_destroy(&self->cg);
 }
 
 /* The errno that a process inside the group gets from fallocate(). */
-static int fallocate_in_cgroup(struct __test_metadata *_metadata, const char *group,
+static int fallocate_in_cgroup(struct __test_metadata *_metadata, struct memcg *cg,
 			       int fd, off_t offset, off_t len)
 {
 	int status;
@@ -1179,29 +1149,50 @@ static int fallocate_in_cgroup(struct __test_metadata *_metadata, const char *gr
 
 	pid = fork();
 	if (!pid) {
-		/* No process to kill: what cannot be had is to fail the call. */
-		if (cgroup_write("/proc/self", "oom_score_adj", "-1000") ||
-		    cgroup_write(group, "cgroup.procs", "0"))
-			_exit(255);
+		memcg_enter(cg);
 		_exit(err_of(fallocate(fd, ALLOCATE, offset, len)));
 	}
 	EXPECT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_TRUE(WIFEXITED(status));
-	EXPECT_NE(255, WEXITSTATUS(status));
+	EXPECT_GT(254, WEXITSTATUS(status));
+	return WEXITSTATUS(status);
+}
+
+/* What writing does until it fails: how far it got is left in *written. */
+static int pwrite_in_cgroup(struct __test_metadata *_metadata, struct memcg *cg,
+			    int fd, const char *src, size_t len, off_t *written)
+{
+	ssize_t ret;
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		/* It stays at the limit, and must have all that it needs till its end. */
+		if (mlockall(MCL_CURRENT))
+			_exit(255);
+		memcg_enter(cg);
+		while ((ret = pwrite(fd, src, len, *written)) > 0)
+			*written += ret;
+		_exit(err_of(ret));
+	}
+	EXPECT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_GT(254, WEXITSTATUS(status));
 	return WEXITSTATUS(status);
 }
 
 TEST_F(cgroup, charged_to_who_allocates)
 {
 	ASSERT_EQ(0, err_of(fallocate(self->fd, ALLOCATE, 0, BIG / 2)));
-	EXPECT_GT(SLACK, cgroup_read(self->path, "memory.current"));
+	EXPECT_GT(SLACK, memcg_usage(&self->cg));
 
-	EXPECT_EQ(0, fallocate_in_cgroup(_metadata, self->path, self->fd, 0, BIG));
-	EXPECT_LE(BIG / 2, cgroup_read(self->path, "memory.current"));
-	EXPECT_GE(BIG / 2 + SLACK, cgroup_read(self->path, "memory.current"));
+	EXPECT_EQ(0, fallocate_in_cgroup(_metadata, &self->cg, self->fd, 0, BIG));
+	EXPECT_LE(BIG / 2, memcg_usage(&self->cg));
+	EXPECT_GE(BIG / 2 + SLACK, memcg_usage(&self->cg));
 
 	ASSERT_EQ(0, err_of(fallocate(self->fd, PUNCH, 0, BIG)));
-	EXPECT_GT(SLACK, cgroup_read(self->path, "memory.current"));
+	EXPECT_GT(SLACK, memcg_usage(&self->cg));
 }
 
 TEST_F(cgroup, limit)
@@ -1209,12 +1200,51 @@ TEST_F(cgroup, limit)
 	char *src = mmap(NULL, BIG, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	ASSERT_NE(MAP_FAILED, src);
-	ASSERT_EQ(0, cgroup_write(self->path, "memory.max", "8388608"));
-	EXPECT_EQ(ENOMEM, fallocate_in_cgroup(_metadata, self->path, self->fd, 0, BIG));
+	memcg_limit(&self->cg, LIMIT);
+	EXPECT_EQ(ENOMEM, fallocate_in_cgroup(_metadata, &self->cg, self->fd, 0, BIG));
 
 	/* Nothing of it is left: all are holes, and the charge is gone. */
-	EXPECT_GT(SLACK, cgroup_read(self->path, "memory.current"));
+	EXPECT_GT(SLACK, memcg_usage(&self->cg));
 	EXPECT_EQ(BIG, pwrite(self->fd, src, BIG, 0));
+}
+
+/* What the file had before is not the failed call's to take back. */
+TEST_F(cgroup, limit_keeps_what_was_there)
+{
+	char buf[PAGE] = "";
+	int i;
+
+	ASSERT_EQ(0, err_of(fallocate(self->fd, ALLOCATE, 2 * PAGE, 3 * PAGE)));
+	ASSERT_EQ(PAGE, pwrite(self->fd, buf, PAGE, 7 * PAGE));
+	memcg_limit(&self->cg, LIMIT);
+	EXPECT_EQ(ENOMEM, fallocate_in_cgroup(_metadata, &self->cg, self->fd, 0, BIG));
+
+	for (i = 0; i < 10; i++) {
+		EXPECT_EQ(i < 2 || i == 5 || i == 6 || i > 7, is_hole(_metadata, self->fd, i))
+			TH_LOG("page %d", i);
+	}
+}
+
+/* A write keeps what it has got, and what is in excess fails. */
+TEST_F(cgroup, limit_of_pwrite)
+{
+	off_t *written = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	char *src = mmap(NULL, SLACK, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	ASSERT_NE(MAP_FAILED, written);
+	ASSERT_NE(MAP_FAILED, src);
+	*written = 0;
+	memcg_limit(&self->cg, LIMIT);
+	EXPECT_EQ(ENOMEM, pwrite_in_cgroup(_metadata, &self->cg, self->fd, src, SLACK, written));
+
+	/* It is the writer's memory that was charged. */
+	EXPECT_LE(LIMIT - (long)SLACK, *written);
+	EXPECT_GE(LIMIT, *written);
+	EXPECT_LE(*written, memcg_usage(&self->cg));
+	EXPECT_FALSE(is_hole(_metadata, self->fd, *written / PAGE - 1));
+	EXPECT_TRUE(is_hole(_metadata, self->fd, *written / PAGE));
 }
 
 TEST_HARNESS_MAIN

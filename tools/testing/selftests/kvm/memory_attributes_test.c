@@ -126,6 +126,26 @@ TEST_F(attributes, default_vm)
 }
 
 /*
+ * What attributes take up is charged to the memory cgroup of who sets them.
+ * These lie so far apart that each one has tree nodes of its own.
+ */
+TEST_F(attributes, charged)
+{
+	const uint64_t nr = 4000, stride = 4096 * PAGE;
+	struct memcg cg;
+	uint64_t i;
+	long before;
+
+	memcg_create(&cg);
+	memcg_enter(&cg);
+	before = memcg_usage(&cg);
+	for (i = 0; i < nr; i++)
+		ASSERT_EQ(0, set_err(i * stride, PAGE, PRIVATE));
+	EXPECT_LE(before + (2 << 20), memcg_usage(&cg));
+	memcg_destroy(&cg);
+}
+
+/*
  * What the guest sees: a shared page can be read, a private one exits, as no
  * file stands behind it.
  */
@@ -133,15 +153,27 @@ TEST_F(attributes, default_vm)
 #define NR_PAGES	64
 #define GPA		PRIVATE_MEM_GPA
 
+#define FAILSLAB	"/sys/kernel/debug/failslab/"
+#define SETTING		16
+
+static const struct {
+	const char *file, *value;
+} failslab[] = {
+	{ FAILSLAB "task-filter", "Y" },
+	{ FAILSLAB "ignore-gfp-wait", "N" },
+	{ FAILSLAB "verbose", "0" },
+	{ FAILSLAB "interval", "1" },
+	{ FAILSLAB "times", "1000000" },
+	{ FAILSLAB "probability", "100" },
+};
+
 FIXTURE(guest) {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	bool private[NR_PAGES];		/* what should be */
-	int failslab;			/* the setting, as it was; 0 for none */
+	char failslab[ARRAY_SIZE(failslab)][SETTING];	/* as they were, if set */
+	int make_it_fail;		/* descriptor */
 };
-
-#define FAILSLAB	"/sys/kernel/debug/failslab/ignore-gfp-wait"
-#define FAIL_NTH	"/proc/thread-self/fail-nth"
 
 static void add_slot(struct kvm_vm *vm)
 {
@@ -166,10 +198,24 @@ static int write_file(const char *path, const char *value)
 	return ret;
 }
 
+static int read_file(const char *path, char *value, size_t size)
+{
+	int fd = open(path, O_RDONLY), ret;
+
+	if (fd < 0)
+		return -1;
+	ret = read(fd, value, size - 1) > 0 ? 0 : -1;
+	close(fd);
+	return ret;
+}
+
 FIXTURE_TEARDOWN(guest)
 {
-	if (self->failslab)
-		write_file(FAILSLAB, self->failslab == 'Y' ? "Y" : "N");
+	int i;
+
+	for (i = ARRAY_SIZE(failslab) - 1; i >= 0; i--)
+		if (self->failslab[i][0])
+			write_file(failslab[i].file, self->failslab[i]);
 	kvm_vm_free(self->vm);
 }
 
@@ -298,76 +344,61 @@ TEST_F(guest, same_again_keeps_mappings)
 	EXPECT_EQ(mapped - 4, vm_get_stat(self->vm, "pages_4k"));
 }
 
-/* Makes the nth allocation from now on fail, 0 none; false where KVM's cannot. */
-static bool fail_nth(int nth)
-{
-	char value[16];
-
-	snprintf(value, sizeof(value), "%d", nth);
-	return !write_file(FAIL_NTH, value);
-}
-
-/* Whether that happened since. */
-static bool did_fail(struct __test_metadata *_metadata)
-{
-	int fd = open(FAIL_NTH, O_RDONLY);
-	char value[16] = "";
-
-	EXPECT_LT(0, read(fd, value, sizeof(value) - 1));
-	close(fd);
-	return !atoi(value);
-}
-
-/* Lets KVM's allocations fail at all; false where there is no fault injection. */
+/* Sets failslab up to fail all allocations of this task; false where it is absent. */
 static bool can_fail(struct __test_metadata *_metadata, struct _test_data_guest *self)
 {
-	char setting;
-	int fd;
+	int i;
 
-	fd = open(FAILSLAB, O_RDONLY);
-	if (fd < 0 || !fail_nth(0))
+	self->make_it_fail = open("/proc/thread-self/make-it-fail", O_RDWR);
+	if (self->make_it_fail < 0 || access(FAILSLAB "probability", W_OK))
 		return false;
 
-	EXPECT_EQ(1, read(fd, &setting, 1));
-	close(fd);
-	self->failslab = setting;
-	EXPECT_EQ(0, write_file(FAILSLAB, "N"));
+	for (i = 0; i < ARRAY_SIZE(failslab); i++) {
+		ASSERT_EQ(0, read_file(failslab[i].file, self->failslab[i], SETTING));
+		ASSERT_EQ(0, write_file(failslab[i].file, failslab[i].value));
+	}
 	return true;
 }
 
+/* Like set_err(), but allocations fail after the first ones, of @space bytes. */
+static int set_err_failing(struct __test_metadata *_metadata, struct _test_data_guest *self,
+			   int space, uint64_t gpa, uint64_t size, uint64_t attributes)
+{
+	char value[SETTING];
+	int err;
+
+	snprintf(value, sizeof(value), "%d", space);
+	ASSERT_EQ(0, write_file(FAILSLAB "space", value));
+
+	/* By a descriptor that is open already: to open one is to allocate. */
+	ASSERT_EQ(1, pwrite(self->make_it_fail, "1", 1, 0));
+	err = set_err(gpa, size, attributes);
+	ASSERT_EQ(1, pwrite(self->make_it_fail, "0", 1, 0));
+	return err;
+}
+
 /*
- * Sets all from a page on, as often as there are allocations to fail, and then
- * once more without.  Returns how often it failed.
+ * Sets all from a page on, with memory for ever more allocations until it is
+ * enough.  Returns how often it was not.
  */
 static int set_with_failures(struct __test_metadata *_metadata, struct _test_data_guest *self,
 			     int page, bool private)
 {
 	const uint64_t far = 1UL << 50;	/* where nothing has been set yet */
-	int nth, err, i, failed = 0;
+	int err, i, failed;
 
-	for (nth = 1; ; nth++) {
-		ASSERT_GT(100, nth);
-		ASSERT_TRUE(fail_nth(nth));
-		err = set_err(GPA + page * PAGE, far, private ? PRIVATE : 0);
-		if (!did_fail(_metadata))
+	for (failed = 0; ; failed++) {
+		/* Less than any node of the tree, so that none is passed over. */
+		err = set_err_failing(_metadata, self, failed * 256, GPA + page * PAGE, far,
+				      private ? PRIVATE : 0);
+		if (!err)
 			break;
-		fail_nth(0);
-
-		if (err) {
-			failed++;
-			EXPECT_EQ(ENOMEM, err)
-				TH_LOG("allocation %d", nth);
-		} else {
-			/* It can do without this one. */
-			vm_mem_set_shared(self->vm, GPA, far);
-			for (i = 0; i < NR_PAGES; i++)
-				set_pages(self, i, 1, self->private[i]);
-		}
+		ASSERT_EQ(ENOMEM, err)
+			TH_LOG("with %d bytes", failed * 256);
 		check_pages(_metadata, self);
+		ASSERT_GT(1000, failed);
 	}
-	fail_nth(0);
 
-	EXPECT_EQ(0, err);
 	for (i = page; i < NR_PAGES; i++)
 		self->private[i] = private;
 	check_pages(_metadata, self);
@@ -400,13 +431,10 @@ TEST_F(guest, same_again_allocates_nothing)
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	set_pages(self, 8, 8, true);
-	ASSERT_TRUE(fail_nth(1));
-	EXPECT_EQ(0, set_err(GPA + 8 * PAGE, 8 * PAGE, PRIVATE));
-	EXPECT_EQ(0, set_err(GPA + 10 * PAGE, 2 * PAGE, PRIVATE));
-	EXPECT_EQ(0, set_err(GPA + 16 * PAGE, 1UL << 50, 0));
-	EXPECT_EQ(0, set_err(0, GPA + 8 * PAGE, 0));
-	EXPECT_FALSE(did_fail(_metadata));
-	fail_nth(0);
+	EXPECT_EQ(0, set_err_failing(_metadata, self, 0, GPA + 8 * PAGE, 8 * PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err_failing(_metadata, self, 0, GPA + 10 * PAGE, 2 * PAGE, PRIVATE));
+	EXPECT_EQ(0, set_err_failing(_metadata, self, 0, GPA + 16 * PAGE, 1UL << 50, 0));
+	EXPECT_EQ(0, set_err_failing(_metadata, self, 0, 0, GPA + 8 * PAGE, 0));
 	check_pages(_metadata, self);
 }
 

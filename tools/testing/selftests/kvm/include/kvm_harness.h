@@ -14,6 +14,10 @@
 #undef ASSERT_EQ
 #include "kselftest_harness.h"
 
+/* A debug kernel in an emulator takes longer than the harness thinks. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT 120
+
 /* The errno of a call that returns a negative number when it fails, else 0. */
 static inline int err_of(long ret)
 {

@@ -5,14 +5,8 @@
  */
 #define _GNU_SOURCE
 
-#include "test_util.h"
-#include "kvm_util.h"
-#include "processor.h"
+#include "kvm_harness.h"
 #include "private_mem.h"
-
-/* The harness has its own. */
-#undef ASSERT_EQ
-#include "kselftest_harness.h"
 
 #define SLOT		PRIVATE_MEM_SLOT
 #define GPA		PRIVATE_MEM_GPA
@@ -28,19 +22,6 @@
 
 #define CONTENTS_TIMEOUT 120
 
-struct test {
-	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpu;
-	void *shared;
-	int memfd;
-};
-
-static void slot_set(struct test *self, uint64_t size)
-{
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, FIRST_GPA, size,
-				   self->shared, self->memfd, 0);
-}
-
 /* Whoever gets memory now that was not cleared notices. */
 static void dirty_free_memory(void)
 {
@@ -50,47 +31,24 @@ static void dirty_free_memory(void)
 	munmap(mem, 8 * SIZE);
 }
 
-/* The shared half is full of what must never be seen in the private one. */
-static void test_create(struct test *self)
-{
-	self->vm = private_mem_vm_create(1, 0x2000000 / PAGE_SIZE, NULL, &self->vcpu);
-	self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
-	self->shared = shared_mem_alloc(SIZE);
-	memset(self->shared, 0xee, SIZE);
-	virt_map(self->vm, FIRST_GPA, FIRST_GPA, NR_PAGES);
-	slot_set(self, SIZE);
-	vm_mem_set_private(self->vm, FIRST_GPA, SIZE);
-	dirty_free_memory();
-}
-
-static void test_free(struct test *self)
-{
-	close(self->memfd);
-	kvm_vm_free(self->vm);
-	munmap(self->shared, SIZE);
-}
-
 FIXTURE(contents) {
-	struct test test;
+	struct private_mem private_mem;
 };
 
+/* The shared half is full of what must never be seen in the private one. */
 FIXTURE_SETUP(contents)
 {
-	test_create(&self->test);
+	private_mem_create(&self->private_mem, FIRST_GPA, SIZE, 0x2000000 / PAGE_SIZE);
+	memset(self->private_mem.shared, 0xee, SIZE);
+	dirty_free_memory();
 }
 
 FIXTURE_TEARDOWN(contents)
 {
-	test_free(&self->test);
+	private_mem_free(&self->private_mem);
 }
 
-#define TEST_CONTENTS(name)				\
-static void test_##name(struct test *self);		\
-TEST_F_TIMEOUT(contents, name, CONTENTS_TIMEOUT)	\
-{							\
-	test_##name(&self->test);			\
-}							\
-static void test_##name(struct test *self)
+#define TEST_CONTENTS(name)	TEST_F_MEMBER(contents, name, private_mem, CONTENTS_TIMEOUT)
 
 static uint64_t page_gpa(int page)
 {
@@ -102,7 +60,7 @@ static uint64_t pattern(int page, int gen)
 	return 0xa5ull << 56 | (uint64_t)gen << 32 | (page + 1);
 }
 
-static void fill_pages(struct test *self, int first, int nr, int gen)
+static void fill_pages(struct private_mem *self, int first, int nr, int gen)
 {
 	int i;
 
@@ -110,7 +68,7 @@ static void fill_pages(struct test *self, int first, int nr, int gen)
 		vcpu_fill(self->vcpu, page_gpa(i), pattern(i, gen), PAGE_SIZE);
 }
 
-static void check_pages(struct test *self, int first, int nr, int gen)
+static void check_pages(struct private_mem *self, int first, int nr, int gen)
 {
 	int i;
 
@@ -118,19 +76,19 @@ static void check_pages(struct test *self, int first, int nr, int gen)
 		vcpu_check(self->vcpu, page_gpa(i), gen ? pattern(i, gen) : 0, PAGE_SIZE);
 }
 
-static void punch_pages(struct test *self, int first, int nr)
+static void punch_pages(struct private_mem *self, int first, int nr)
 {
 	guest_memfd_punch(self->memfd, first * PAGE_SIZE, nr * PAGE_SIZE);
 }
 
-static void alloc_pages(struct test *self, int first, int nr)
+static void alloc_pages(struct private_mem *self, int first, int nr)
 {
 	int ret = fallocate(self->memfd, FALLOC_FL_KEEP_SIZE, first * PAGE_SIZE, nr * PAGE_SIZE);
 
 	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
 }
 
-static void write_pages(struct test *self, int first, int nr, int gen)
+static void write_pages(struct private_mem *self, int first, int nr, int gen)
 {
 	uint64_t *buf = malloc(nr * PAGE_SIZE);
 	int i;
@@ -141,7 +99,7 @@ static void write_pages(struct test *self, int first, int nr, int gen)
 	free(buf);
 }
 
-static void check_shared_untouched(struct test *self)
+static void check_shared_untouched(struct private_mem *self)
 {
 	uint8_t *p = self->shared;
 	uint64_t i;
@@ -274,12 +232,12 @@ TEST_CONTENTS(pwrite_fills_holes_only)
 TEST_CONTENTS(kept_over_slot_deletion)
 {
 	fill_pages(self, 0, NR_PAGES, 1);
-	slot_set(self, 0);
-	slot_set(self, SIZE);
+	private_mem_set_slot(self, 0);
+	private_mem_set_slot(self, SIZE);
 	check_pages(self, 0, NR_PAGES, 1);
 
 	/* The second half of the file behind the first half of the addresses. */
-	slot_set(self, 0);
+	private_mem_set_slot(self, 0);
 	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, FIRST_GPA, SIZE / 2,
 				   self->shared, self->memfd, SIZE / 2);
 	vcpu_check(self->vcpu, page_gpa(0), pattern(NR_PAGES / 2, 1), PAGE_SIZE);
@@ -304,8 +262,8 @@ TEST_CONTENTS(attributes_kept)
 
 		switch (i) {
 		case 0:
-			slot_set(self, 0);
-			slot_set(self, SIZE);
+			private_mem_set_slot(self, 0);
+			private_mem_set_slot(self, SIZE);
 			break;
 		case 1:
 			/* Dirty logging of another slot, and the slot's removal. */
@@ -348,9 +306,4 @@ TEST_CONTENTS(attributes_before_slot)
 	munmap(other, OTHER_SIZE);
 }
 
-int main(int argc, char **argv)
-{
-	TEST_REQUIRE(private_mem_supported());
-
-	return test_harness_run(argc, argv);
-}
+TEST_HARNESS_MAIN

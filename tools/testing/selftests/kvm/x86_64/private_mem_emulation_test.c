@@ -14,14 +14,9 @@
 #define _GNU_SOURCE
 #include <linux/falloc.h>
 
-#include "test_util.h"
-#include "kvm_util.h"
-#include "processor.h"
+#include "kvm_harness.h"
 #include "private_mem.h"
-
-/* The harness has its own. */
-#undef ASSERT_EQ
-#include "kselftest_harness.h"
+#include "svm_util.h"
 
 #define SLOT		PRIVATE_MEM_SLOT
 #define GPA		PRIVATE_MEM_GPA
@@ -36,6 +31,7 @@ enum { C0, C1, C2, C3, D0, D1, D2, D3, STACK, NR_PAGES };
 #define STACK_GVA	0x200020000ull
 #define PT_GVA		0x200030000ull
 #define MMIO_GVA	0x200040000ull
+#define WALK_GVA	0x200200000ull	/* has a page table of its own */
 #define STACK_TOP	(STACK_GVA + PAGE_SIZE)
 #define MMIO_GPA	(GPA + 0x40000000ull)
 #define IO_PORT		0x3000
@@ -166,19 +162,23 @@ static void guest_create(struct guest *self, bool private)
 	self->regs.rdx = IO_PORT;
 }
 
-static uint64_t *shared_pte(struct guest *self, int page)
+/* The entry for gva in the page tables of the shared half. */
+static uint64_t *shared_entry(struct guest *self, uint64_t gva, int entry_level)
 {
-	/* All test pages are in one page table. */
-	uint64_t entry = self->vm->pgd;
+	uint64_t *entry = &self->vm->pgd;
 	int level;
 
-	for (level = PG_LEVEL_512G; level > PG_LEVEL_4K; level--) {
-		uint64_t *table = addr_gpa2hva(self->vm, entry & PHYSICAL_PAGE_MASK);
-
-		entry = table[(page_gva(page) >> PG_LEVEL_SHIFT(level)) & 0x1ff];
+	for (level = PG_LEVEL_512G; level >= entry_level; level--) {
+		entry = addr_gpa2hva(self->vm, *entry & PHYSICAL_PAGE_MASK);
+		entry += (gva >> PG_LEVEL_SHIFT(level)) & 0x1ff;
 	}
-	return (uint64_t *)addr_gpa2hva(self->vm, entry & PHYSICAL_PAGE_MASK) +
-	       ((page_gva(page) >> PAGE_SHIFT) & 0x1ff);
+	return entry;
+}
+
+/* All test pages are in one page table. */
+static uint64_t *shared_pte(struct guest *self, int page)
+{
+	return shared_entry(self, page_gva(page), PG_LEVEL_4K);
 }
 
 static uint64_t guest_pte_gva(struct guest *self, int page)
@@ -452,16 +452,9 @@ FIXTURE_TEARDOWN(private_emulation)
 	guest_free(&self->guest);
 }
 
-#define __TEST_EMULATION(fixture, name)				\
-static void test_##name(struct guest *self);			\
-TEST_F_TIMEOUT(fixture, name, EMULATION_TIMEOUT)		\
-{								\
-	test_##name(&self->guest);				\
-}								\
-static void test_##name(struct guest *self)
-
-#define TEST_EMULATION(name)		__TEST_EMULATION(emulation, name)
-#define TEST_PRIVATE_EMULATION(name)	__TEST_EMULATION(private_emulation, name)
+#define TEST_EMULATION(name)	TEST_F_MEMBER(emulation, name, guest, EMULATION_TIMEOUT)
+#define TEST_PRIVATE_EMULATION(name)	\
+	TEST_F_MEMBER(private_emulation, name, guest, EMULATION_TIMEOUT)
 
 /*
  * An operand of eight bytes, or two of four, within a page and across each kind
@@ -486,6 +479,22 @@ static void stage_operands(struct guest *self)
 
 	for (i = 0; i < ARRAY_SIZE(operands); i++)
 		stage_u64(self, operands[i], value(i));
+}
+
+/* Code from DEFINE_GUEST_CODE() at CODE_GVA, and an operand at each place. */
+#define commit_with_operands(name)		\
+do {						\
+	stage_code(name, CODE_GVA);		\
+	stage_operands(self);			\
+	commit(self);				\
+} while (0)
+
+/* Runs that code with RDI and RCX. */
+static void exec_rdi_rcx(struct guest *self, uint64_t rdi, uint64_t rcx)
+{
+	self->regs.rdi = rdi;
+	self->regs.rcx = rcx;
+	exec(self, CODE_GVA);
 }
 
 /*
@@ -689,17 +698,12 @@ TEST_EMULATION(walk_follows_guest)
 
 TEST_EMULATION(string_out)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(outsl, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(outsl);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
 		self->out_len = 0;
-		self->regs.rsi = gva;
+		self->regs.rsi = operands[i];
 		self->regs.rdx = IO_PORT;
 		exec(self, CODE_GVA);
 		expect_output_u64(self, value(i));
@@ -708,19 +712,14 @@ TEST_EMULATION(string_out)
 
 TEST_EMULATION(string_in)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(insl, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(insl);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
+		self->regs.rdi = operands[i];
 		self->regs.rdx = IO_PORT;
 		exec(self, CODE_GVA);
-		expect_u64(self, gva, input_u64(self, i * 8));
+		expect_u64(self, operands[i], input_u64(self, i * 8));
 	}
 }
 
@@ -778,17 +777,12 @@ DEFINE_GUEST_CODE(nothing, "");
 
 TEST_EMULATION(mmio_from_memory)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(movs, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(movs);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
 		self->out_len = 0;
-		self->regs.rsi = gva;
+		self->regs.rsi = operands[i];
 		self->regs.rdi = MMIO_GVA;
 		self->regs.r9 = MMIO_GVA;
 		exec(self, CODE_GVA);
@@ -798,20 +792,15 @@ TEST_EMULATION(mmio_from_memory)
 
 TEST_EMULATION(mmio_to_memory)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(movs_in, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(movs_in);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
 		self->regs.rsi = MMIO_GVA;
 		self->regs.r9 = MMIO_GVA;
-		self->regs.rdi = gva;
+		self->regs.rdi = operands[i];
 		exec(self, CODE_GVA);
-		expect_u64(self, gva, input_u64(self, i * 8));
+		expect_u64(self, operands[i], input_u64(self, i * 8));
 	}
 }
 
@@ -935,54 +924,34 @@ DEFINE_GUEST_CODE(load_fs, FORCED_EMULATION "mov %ecx, %fs");
 
 TEST_EMULATION(load)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(load, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(load);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		exec(self, CODE_GVA);
+		exec_rdi_rcx(self, operands[i], 0);
 		expect_reg(self->regs.r8, value(i));
 	}
 }
 
 TEST_EMULATION(store)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(store, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(store);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		self->regs.rcx = ~value(i);
-		exec(self, CODE_GVA);
-		expect_u64(self, gva, ~value(i));
+		exec_rdi_rcx(self, operands[i], ~value(i));
+		expect_u64(self, operands[i], ~value(i));
 	}
 }
 
 TEST_EMULATION(read_modify_write)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(add, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(add);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		self->regs.rcx = 0x0101010101010101ull;
-		exec(self, CODE_GVA);
-		expect_u64(self, gva, value(i) + 0x0101010101010101ull);
+		exec_rdi_rcx(self, operands[i], 0x0101010101010101ull);
+		expect_u64(self, operands[i], value(i) + 0x0101010101010101ull);
 	}
 }
 
@@ -1005,58 +974,47 @@ TEST_EMULATION(push_pop)
 
 TEST_EMULATION(xchg)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(xchg, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(xchg);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		self->regs.rcx = ~value(i);
-		exec(self, CODE_GVA);
+		exec_rdi_rcx(self, operands[i], ~value(i));
 		expect_reg(self->regs.rcx, value(i));
-		expect_u64(self, gva, ~value(i));
+		expect_u64(self, operands[i], ~value(i));
 	}
 }
 
 TEST_EMULATION(lock_or)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(lock_or, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(lock_or);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		self->regs.rcx = 0x80;
-		exec(self, CODE_GVA);
-		expect_u64(self, gva, value(i) | 0x80);
+		exec_rdi_rcx(self, operands[i], 0x80);
+		expect_u64(self, operands[i], value(i) | 0x80);
 	}
 }
 
 TEST_EMULATION(lock_xadd)
 {
-	uint64_t gva;
 	int i;
 
-	stage_code(lock_xadd, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(lock_xadd);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva;
-		self->regs.rcx = 5;
-		exec(self, CODE_GVA);
+		exec_rdi_rcx(self, operands[i], 5);
 		expect_reg(self->regs.rcx, value(i));
-		expect_u64(self, gva, value(i) + 5);
+		expect_u64(self, operands[i], value(i) + 5);
 	}
+}
+
+/* For CMPXCHG, and for CMPXCHG8B with halves in two registers. */
+static void exec_cmpxchg(struct guest *self, uint64_t gva, uint64_t old, uint64_t new)
+{
+	self->regs.rax = old;
+	self->regs.rdx = old >> 32;
+	self->regs.rbx = new;
+	self->regs.r8 = 2;
+	exec_rdi_rcx(self, gva, new);
 }
 
 /* Once with the value that is there and once with that of the wrong half. */
@@ -1071,24 +1029,12 @@ static void check_cmpxchg(struct guest *self)
 		old = value(i);
 		new = ~value(i);
 
-		self->regs.rdi = gva;
-		self->regs.rax = wrong;
-		self->regs.rdx = wrong >> 32;
-		self->regs.rcx = new;
-		self->regs.rbx = new;
-		self->regs.r8 = 2;
-		exec(self, CODE_GVA);
+		exec_cmpxchg(self, gva, wrong, new);
 		TEST_ASSERT(self->regs.r8 == 0, "Compared 0x%lx at 0x%lx with 0x%lx as equal",
 			    old, gva, wrong);
 		expect_u64(self, gva, old);
 
-		self->regs.rdi = gva;
-		self->regs.rax = old;
-		self->regs.rdx = old >> 32;
-		self->regs.rcx = new;
-		self->regs.rbx = new;
-		self->regs.r8 = 2;
-		exec(self, CODE_GVA);
+		exec_cmpxchg(self, gva, old, new);
 		TEST_ASSERT(self->regs.r8 == 1, "Expected 0x%lx at 0x%lx, compared with 0x%llx%s",
 			    old, gva, self->regs.r9, whose(self->regs.r9));
 	}
@@ -1098,10 +1044,7 @@ TEST_EMULATION(lock_cmpxchg)
 {
 	int i;
 
-	stage_code(lock_cmpxchg, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(lock_cmpxchg);
 	check_cmpxchg(self);
 	for (i = 0; i < ARRAY_SIZE(operands); i++)
 		expect_u64(self, operands[i], ~value(i));
@@ -1109,43 +1052,35 @@ TEST_EMULATION(lock_cmpxchg)
 
 TEST_EMULATION(lock_cmpxchg8b)
 {
-	uint64_t gva, new;
+	uint64_t new;
 	int i;
 
-	stage_code(lock_cmpxchg8b, CODE_GVA);
-	stage_operands(self);
-	commit(self);
-
+	commit_with_operands(lock_cmpxchg8b);
 	check_cmpxchg(self);
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
 		/* From EBX and ECX, which hold the same. */
 		new = (uint32_t)~value(i);
-		expect_u64(self, gva, new << 32 | new);
+		expect_u64(self, operands[i], new << 32 | new);
 	}
 }
 
 /* Descriptor tables and their registers go another way than other operands. */
 TEST_EMULATION(store_gdtr)
 {
-	uint64_t gva;
 	int i;
 
 	stage_code(sgdt, CODE_GVA);
 	commit(self);
 
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva - 2;
-		exec(self, CODE_GVA);
-		expect_u64(self, gva, self->vm->gdt);
+		exec_rdi_rcx(self, operands[i] - 2, 0);
+		expect_u64(self, operands[i], self->vm->gdt);
 	}
 }
 
 TEST_EMULATION(load_gdtr)
 {
 	struct kvm_sregs sregs;
-	uint64_t gva;
 	int i;
 
 	stage_code(lgdt, CODE_GVA);
@@ -1154,9 +1089,7 @@ TEST_EMULATION(load_gdtr)
 	commit(self);
 
 	for (i = 0; i < ARRAY_SIZE(operands); i++) {
-		gva = operands[i];
-		self->regs.rdi = gva - 2;
-		exec(self, CODE_GVA);
+		exec_rdi_rcx(self, operands[i] - 2, 0);
 		vcpu_sregs_get(self->vcpu, &sregs);
 		expect_reg(sregs.gdt.base, value(i) >> 20);
 	}
@@ -1201,10 +1134,9 @@ TEST_EMULATION(forced_access_sets_dirty)
 
 #define MISSING_SLOT	(SLOT + 1)
 
-static void expect_fault(struct guest *self)
+static void expect_fault(struct guest *self, uint64_t start)
 {
 	struct kvm_regs before = self->regs, after;
-	uint64_t start = CODE_GVA;
 	int ret;
 
 	exec_until_fault(self, start, MMIO_GPA);
@@ -1221,22 +1153,22 @@ static void expect_fault(struct guest *self)
 		    self->out_len);
 }
 
-static void check_fault(struct guest *self)
+/* The code at start needs the page at MMIO_GPA, which begins with val. */
+static void check_fault_at(struct guest *self, uint64_t start, uint64_t val)
 {
 	uint8_t *shared = shared_mem_alloc(PAGE_SIZE), page[PAGE_SIZE] = {};
-	uint64_t val = value(1);
 	int fd;
 
 	commit(self);
 	vm_mem_set_private(self->vm, MMIO_GPA, PAGE_SIZE);
 
 	/* Neither a memslot nor a file, and so no MMIO either. */
-	expect_fault(self);
+	expect_fault(self, start);
 
 	/* A memslot without a file: the shared half is not what is wanted. */
 	memset(shared, OTHER_HALF, PAGE_SIZE);
 	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, PAGE_SIZE, shared);
-	expect_fault(self);
+	expect_fault(self, start);
 	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, 0, shared);
 
 	fd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
@@ -1247,6 +1179,11 @@ static void check_fault(struct guest *self)
 	run(self, 0);
 	for (val = 0; val < PAGE_SIZE; val++)
 		TEST_ASSERT(shared[val] == OTHER_HALF, "KVM changed the shared half");
+}
+
+static void check_fault(struct guest *self)
+{
+	check_fault_at(self, CODE_GVA, value(1));
 }
 
 TEST_PRIVATE_EMULATION(fault_of_load)
@@ -1322,6 +1259,249 @@ TEST_PRIVATE_EMULATION(fault_of_store_gdtr)
 	expect_u64(self, MMIO_GVA + 2, self->vm->gdt);
 }
 
+/*
+ * The same for the guest's page tables: that one of them is not there is not the
+ * guest's fault, and no page fault.
+ */
+
+#define WALK_PTE	(page_gpa(D0) | PTE_PRESENT_MASK | PTE_WRITABLE_MASK)
+
+/* Moves the page table of WALK_GVA to MMIO_GPA, to translate WALK_GVA to D0. */
+static void check_walk_fault(struct guest *self, uint64_t start)
+{
+	virt_pg_map(self->vm, WALK_GVA, page_gpa(D0));
+	*shared_entry(self, WALK_GVA, PG_LEVEL_2M) = MMIO_GPA | PTE_PRESENT_MASK |
+						     PTE_WRITABLE_MASK;
+	check_fault_at(self, start, WALK_PTE);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_load)
+{
+	stage_u64(self, page_gva(D0), value(1));
+	stage_code(load, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	check_walk_fault(self, CODE_GVA);
+	expect_reg(self->regs.r8, value(1));
+	expect_u64(self, MMIO_GVA, WALK_PTE | PTE_ACCESSED_MASK);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_store)
+{
+	stage_code(store, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	self->regs.rcx = value(2);
+	check_walk_fault(self, CODE_GVA);
+	expect_u64(self, page_gva(D0), value(2));
+	expect_u64(self, MMIO_GVA, WALK_PTE | PTE_ACCESSED_MASK | PTE_DIRTY_MASK);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_lock_xadd)
+{
+	stage_u64(self, page_gva(D0), value(1));
+	stage_code(lock_xadd, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	self->regs.rcx = 5;
+	check_walk_fault(self, CODE_GVA);
+	expect_reg(self->regs.rcx, value(1));
+	expect_u64(self, page_gva(D0), value(1) + 5);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_string_out)
+{
+	stage_u64(self, page_gva(D0), value(1));
+	stage_code(outsl, CODE_GVA);
+	self->regs.rsi = WALK_GVA;
+	check_walk_fault(self, CODE_GVA);
+	expect_output_u64(self, value(1));
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_load_gdtr)
+{
+	struct kvm_sregs sregs;
+
+	stage_u64(self, page_gva(D0) + 2, value(1) >> 20);	/* a canonical address */
+	stage_code(lgdt, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	check_walk_fault(self, CODE_GVA);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	expect_reg(sregs.gdt.base, value(1) >> 20);
+}
+
+TEST_PRIVATE_EMULATION(fault_of_walk_for_store_gdtr)
+{
+	stage_code(sgdt, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	check_walk_fault(self, CODE_GVA);
+	expect_u64(self, page_gva(D0) + 2, self->vm->gdt);
+}
+
+/* The prefix is the end of C1, and the instruction the beginning of D0. */
+TEST_PRIVATE_EMULATION(fault_of_walk_for_fetch)
+{
+	const int prefix = 5;
+
+	virt_pg_map(self->vm, WALK_GVA - PAGE_SIZE, page_gpa(C1));
+	stage(self->page, page_gva(C2) - prefix, code_load, prefix);
+	stage(self->page, page_gva(D0), code_load + prefix,
+	      code_load_end - code_load - prefix);
+	stage_u64(self, page_gva(D1), value(1));
+	self->regs.rdi = page_gva(D1);
+	check_walk_fault(self, WALK_GVA - prefix);
+	expect_reg(self->regs.r8, value(1));
+}
+
+static void l2_code(void)
+{
+	asm volatile("vmmcall");
+}
+
+static void l1_code(struct svm_test_data *svm)
+{
+	struct vmcb *vmcb = svm->vmcb;
+	unsigned long stack[64];
+
+	generic_svm_setup(svm, l2_code, &stack[ARRAY_SIZE(stack)]);
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vmcb->control.nested_cr3 = GPA;
+	run_guest(vmcb, svm->vmcb_gpa);
+	guest_call(vmcb->control.exit_code, vmcb->control.exit_info_2, 0, 0);
+}
+
+/* Nested page tables are walked by KVM alone. */
+TEST(fault_of_nested_walk)
+{
+	const uint64_t flags = PTE_PRESENT_MASK | PTE_WRITABLE_MASK | PTE_USER_MASK;
+	uint8_t *shared = shared_mem_alloc(3 * PAGE_SIZE);
+	static uint64_t table[3][PAGE_SIZE / 8];
+	struct guest_call call = {};
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	vm_vaddr_t svm;
+	int fd, i, ret;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "KVM has no nested SVM");
+
+	vm = private_mem_vm_create(1, 0, l1_code, &vcpu);
+	vcpu_alloc_svm(vm, &svm);
+	vcpu_args_set(vcpu, 1, svm);
+
+	vm_set_user_memory_region(vm, SLOT, 0, GPA, 3 * PAGE_SIZE, shared);
+	vm_mem_set_private(vm, GPA, 3 * PAGE_SIZE);
+	for (i = 0; i < 2; i++) {
+		ret = _vcpu_run(vcpu);
+		vcpu_assert_private_fault(vcpu, ret, errno, GPA);
+	}
+	vm_set_user_memory_region(vm, SLOT, 0, GPA, 0, shared);
+
+	/* The first GiB, one to one. */
+	table[0][0] = (GPA + PAGE_SIZE) | flags;
+	table[1][0] = (GPA + 2 * PAGE_SIZE) | flags;
+	for (i = 0; i < ARRAY_SIZE(table[2]); i++)
+		table[2][i] = (uint64_t)i << PG_LEVEL_SHIFT(PG_LEVEL_2M) | flags | PTE_LARGE_MASK;
+	fd = vm_create_guest_memfd(vm, sizeof(table), 0);
+	guest_memfd_write(fd, table, sizeof(table), 0);
+	vm_set_user_memory_region2(vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, sizeof(table), shared, fd,
+				   0);
+
+	vcpu_run(vcpu);
+	TEST_ASSERT(vcpu_get_guest_call(vcpu, &call) && call.nr == SVM_EXIT_VMMCALL,
+		    "Expected exit VMMCALL of L2, got 0x%lx, address 0x%lx", call.nr,
+		    call.args[0]);
+
+	close(fd);
+	kvm_vm_free(vm);
+	munmap(shared, 3 * PAGE_SIZE);
+}
+
+/*
+ * What KVM reads of the guest is not for the VMM, which could have it read
+ * anything: it chooses the registers.
+ */
+
+TEST_EMULATION(translate)
+{
+	struct kvm_translation tr = { .linear_address = page_gva(D0) + 0x123 };
+	int ret;
+
+	commit(self);
+	ret = __vcpu_ioctl(self->vcpu, KVM_TRANSLATE, &tr);
+	if (self->private) {
+		TEST_ASSERT(ret == -1 && errno == EINVAL,
+			    "Expected EINVAL from KVM_TRANSLATE, rc: %i errno: %i", ret, errno);
+		TEST_ASSERT(!tr.physical_address, "KVM_TRANSLATE failed, and told of 0x%llx",
+			    tr.physical_address);
+	} else {
+		TEST_ASSERT(!ret && tr.valid && tr.physical_address == page_gpa(D0) + 0x123,
+			    "Expected 0x%lx from KVM_TRANSLATE, rc: %i errno: %i valid: %u address: 0x%llx",
+			    page_gpa(D0) + 0x123, ret, errno, tr.valid, tr.physical_address);
+	}
+}
+
+/* With PAE paging, CR3 makes KVM read four words from wherever it points. */
+TEST_EMULATION(pdptrs)
+{
+	struct kvm_sregs2 sregs2 = {};
+	struct kvm_sregs before, pae;
+	uint64_t *pdpt;
+	int i;
+
+	vcpu_sregs_get(self->vcpu, &before);
+	pae = before;
+	pae.cr3 = vm_alloc_page_table(self->vm);
+	pae.efer &= ~(EFER_LME | EFER_LMA);
+	pae.cs.l = 0;
+	pae.cs.db = 1;
+	pdpt = addr_gpa2hva(self->vm, pae.cr3);
+	for (i = 0; i < 4; i++)
+		pdpt[i] = page_gpa(i) | PTE_PRESENT_MASK;
+	commit(self);
+
+	vcpu_sregs_set(self->vcpu, &pae);
+	vcpu_ioctl(self->vcpu, KVM_GET_SREGS2, &sregs2);
+	TEST_ASSERT(sregs2.cr3 == pae.cr3, "Expected CR3 0x%llx, got 0x%llx", pae.cr3, sregs2.cr3);
+	TEST_ASSERT(sregs2.flags == (self->private ? 0 : KVM_SREGS2_FLAGS_PDPTRS_VALID),
+		    "Expected %s PDPTRs from KVM_GET_SREGS2, got flags 0x%llx",
+		    self->private ? "no" : "valid", sregs2.flags);
+	for (i = 0; i < 4; i++)
+		TEST_ASSERT(sregs2.pdptrs[i] == (self->private ? 0 : pdpt[i]),
+			    "Expected PDPTR %d to be 0x%lx, got 0x%llx", i,
+			    self->private ? 0 : pdpt[i], sregs2.pdptrs[i]);
+
+	vcpu_sregs_set(self->vcpu, &before);
+}
+
+/* The emulator has no x87 instruction. */
+DEFINE_GUEST_CODE(flds, "flds 0x12345678(%rdi)");
+
+TEST_EMULATION(failed_emulation)
+{
+	struct kvm_run *run = self->vcpu->run;
+	bool told;
+	int ret;
+
+	stage_code(flds, CODE_GVA);
+	commit(self);
+
+	self->regs.rip = CODE_GVA;
+	self->regs.rdi = MMIO_GVA - 0x12345678;
+	vcpu_regs_set(self->vcpu, &self->regs);
+	ret = _vcpu_run(self->vcpu);
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+		    run->emulation_failure.suberror == KVM_INTERNAL_ERROR_EMULATION,
+		    "Expected the emulation to fail, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+
+	told = run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
+	TEST_ASSERT(told == !self->private, "Expected the exit %s the instruction, flags 0x%llx",
+		    self->private ? "without" : "with", run->emulation_failure.flags);
+
+	/* Anywhere in what the VMM sees of the vCPU. */
+	told = memmem(run, PAGE_SIZE, code_flds, 6);
+	TEST_ASSERT(told == !self->private, "Expected the instruction's bytes %s kvm_run",
+		    self->private ? "not in" : "in");
+}
+
 static int forced_emulation_before;
 static pid_t main_pid;
 
@@ -1334,8 +1514,6 @@ static void restore_forced_emulation(void)
 
 int main(int argc, char **argv)
 {
-	TEST_REQUIRE(private_mem_supported());
-
 	main_pid = getpid();
 	forced_emulation_before = forced_emulation_set(1);
 	TEST_ASSERT(forced_emulation_before >= 0, "KVM has no forced emulation");

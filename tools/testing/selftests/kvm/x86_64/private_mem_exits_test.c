@@ -3,6 +3,7 @@
  * What a VMM learns when the guest touches private memory that is not there.
  */
 #define _GNU_SOURCE
+#include <limits.h>
 #include <linux/kernel-page-flags.h>
 #include <pthread.h>
 #include <sched.h>
@@ -10,14 +11,8 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
-#include "test_util.h"
-#include "kvm_util.h"
-#include "processor.h"
+#include "kvm_harness.h"
 #include "private_mem.h"
-
-/* The harness has its own. */
-#undef ASSERT_EQ
-#include "kselftest_harness.h"
 
 #define SLOT		PRIVATE_MEM_SLOT
 #define GPA		PRIVATE_MEM_GPA
@@ -30,65 +25,28 @@
 
 #define EXITS_TIMEOUT	120
 
-struct test {
-	struct kvm_vm *vm;
-	struct kvm_vcpu *vcpu;
-	void *shared;
-	int memfd;
+FIXTURE(exits) {
+	struct private_mem private_mem;
 };
-
-static void slot_set(struct test *self, uint64_t size)
-{
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, size,
-				   self->shared, self->memfd, 0);
-}
 
 /* One private slot, every page of which the guest has touched. */
-static void test_create(struct test *self)
-{
-	uint64_t gpa;
-
-	self->vm = private_mem_vm_create(1, 0x40000000ull / PAGE_SIZE, NULL, &self->vcpu);
-	self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
-	self->shared = shared_mem_alloc(SIZE);
-	virt_map(self->vm, GPA, GPA, NR_PAGES);
-	virt_map(self->vm, NO_SLOT_GPA, NO_SLOT_GPA, NR_PAGES);
-
-	slot_set(self, SIZE);
-	vm_mem_set_private(self->vm, GPA, SIZE);
-	for (gpa = GPA; gpa < GPA + SIZE; gpa += PAGE_SIZE)
-		vcpu_write_u64(self->vcpu, gpa, guest_exec_code(gpa >> PAGE_SHIFT));
-}
-
-static void test_free(struct test *self)
-{
-	if (self->memfd >= 0)
-		close(self->memfd);
-	kvm_vm_free(self->vm);
-	munmap(self->shared, SIZE);
-}
-
-FIXTURE(exits) {
-	struct test test;
-};
-
 FIXTURE_SETUP(exits)
 {
-	test_create(&self->test);
+	struct private_mem *mem = &self->private_mem;
+	uint64_t gpa;
+
+	private_mem_create(mem, GPA, SIZE, 0x40000000ull / PAGE_SIZE);
+	virt_map(mem->vm, NO_SLOT_GPA, NO_SLOT_GPA, NR_PAGES);
+	for (gpa = GPA; gpa < GPA + SIZE; gpa += PAGE_SIZE)
+		vcpu_write_u64(mem->vcpu, gpa, guest_exec_code(gpa >> PAGE_SHIFT));
 }
 
 FIXTURE_TEARDOWN(exits)
 {
-	test_free(&self->test);
+	private_mem_free(&self->private_mem);
 }
 
-#define TEST_EXITS(name)				\
-static void test_##name(struct test *self);		\
-TEST_F_TIMEOUT(exits, name, EXITS_TIMEOUT)	\
-{							\
-	test_##name(&self->test);			\
-}							\
-static void test_##name(struct test *self)
+#define TEST_EXITS(name)	TEST_F_MEMBER(exits, name, private_mem, EXITS_TIMEOUT)
 
 /* Whatever the kind of the access, the same fault is reported. */
 static void expect_private_faults(struct kvm_vcpu *vcpu, uint64_t gpa)
@@ -130,11 +88,11 @@ static void expect_mmio(struct kvm_vcpu *vcpu, uint64_t gpa)
 
 TEST_EXITS(slot_deleted)
 {
-	slot_set(self, 0);
+	private_mem_set_slot(self, 0);
 	expect_private_faults(self->vcpu, TEST_PAGE);
 
 	/* Back comes the slot, and with it what was in it. */
-	slot_set(self, SIZE);
+	private_mem_set_slot(self, SIZE);
 	vcpu_check(self->vcpu, TEST_PAGE, guest_exec_code(TEST_PAGE >> PAGE_SHIFT), 8);
 	TEST_ASSERT(vcpu_access(self->vcpu, GUEST_EXEC, TEST_PAGE, 0, 0) == TEST_PAGE >> PAGE_SHIFT,
 		    "Guest did not execute what it had written");
@@ -210,9 +168,9 @@ TEST_EXITS(shared_no_slot_is_mmio)
 /* After a fault, an exit for another reason tells of that reason only. */
 TEST_EXITS(nothing_stale)
 {
-	slot_set(self, 0);
+	private_mem_set_slot(self, 0);
 	expect_private_faults(self->vcpu, TEST_PAGE);
-	slot_set(self, SIZE);
+	private_mem_set_slot(self, SIZE);
 
 	expect_mmio(self->vcpu, NO_SLOT_GPA);
 	vcpu_check(self->vcpu, TEST_PAGE, guest_exec_code(TEST_PAGE >> PAGE_SHIFT), 8);
@@ -282,7 +240,7 @@ TEST_EXITS(slot_deleted_while_running)
 
 	reader_start(&r, self->vcpu);
 	for (i = 0; i < 100; i++) {
-		slot_set(self, 0);
+		private_mem_set_slot(self, 0);
 		wait_for_more(&r.nr_faults);
 
 		/* With the slot gone no read can succeed. */
@@ -291,7 +249,7 @@ TEST_EXITS(slot_deleted_while_running)
 		TEST_ASSERT(atomic_load(&r.nr_reads) == reads,
 			    "Guest read private memory after its slot was deleted");
 
-		slot_set(self, SIZE);
+		private_mem_set_slot(self, SIZE);
 		wait_for_more(&r.nr_reads);
 	}
 	reader_stop(&r);
@@ -318,10 +276,10 @@ TEST_EXITS(file_closed_while_running)
 			    "Guest read private memory after its file was closed");
 
 		/* Another file for the same place. */
-		slot_set(self, 0);
+		private_mem_set_slot(self, 0);
 		self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
 		guest_memfd_write(self->memfd, page, PAGE_SIZE, TEST_PAGE - GPA);
-		slot_set(self, SIZE);
+		private_mem_set_slot(self, SIZE);
 		wait_for_more(&r.nr_reads);
 	}
 	reader_stop(&r);
@@ -330,103 +288,6 @@ TEST_EXITS(file_closed_while_running)
 /*
  * Failures that are not about private or shared.
  */
-
-static void write_file(const char *dir, const char *name, const char *val)
-{
-	char path[256];
-	int fd, len = strlen(val);
-
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	fd = open(path, O_WRONLY);
-	TEST_ASSERT(fd >= 0, "Cannot open %s, errno: %i (%s)", path, errno, strerror(errno));
-	TEST_ASSERT(write(fd, val, len) == len, "Cannot write '%s' to %s, errno: %i (%s)",
-		    val, path, errno, strerror(errno));
-	close(fd);
-}
-
-/*
- * A memory cgroup of the test's own.  Version 1 can be told not to kill, which
- * makes ENOMEM what it should be; version 2 serves where version 1 is not to be
- * had, with the test excluded from killing.
- */
-struct memcg {
-	bool v1;
-	int limit_fd;
-	char mnt[64];
-	char dir[96];
-};
-
-static void memcg_enter(const char *dir)
-{
-	char pid[16];
-
-	snprintf(pid, sizeof(pid), "%d", getpid());
-	write_file(dir, "cgroup.procs", pid);
-}
-
-static void memcg_create(struct memcg *cg)
-{
-	char path[128];
-
-	snprintf(cg->mnt, sizeof(cg->mnt), "/tmp/private_mem_exits.XXXXXX");
-	TEST_ASSERT(mkdtemp(cg->mnt), "Cannot make %s, errno: %i (%s)", cg->mnt,
-		    errno, strerror(errno));
-
-	cg->v1 = !mount("none", cg->mnt, "cgroup", 0, "memory");
-	if (!cg->v1) {
-		TEST_ASSERT(!mount("none", cg->mnt, "cgroup2", 0, NULL),
-			    "Cannot mount a memory cgroup, errno: %i (%s)", errno, strerror(errno));
-		write_file(cg->mnt, "cgroup.subtree_control", "+memory");
-		write_file("/proc/self", "oom_score_adj", "-1000");
-	}
-
-	snprintf(cg->dir, sizeof(cg->dir), "%s/private_mem_exits.%d", cg->mnt, getpid());
-	TEST_ASSERT(!mkdir(cg->dir, 0700), "Cannot make %s, errno: %i (%s)", cg->dir,
-		    errno, strerror(errno));
-	if (cg->v1)
-		write_file(cg->dir, "memory.oom_control", "1");
-
-	/* Opened now, for open() may fail where the limit is reached. */
-	snprintf(path, sizeof(path), "%s/%s", cg->dir,
-		 cg->v1 ? "memory.limit_in_bytes" : "memory.max");
-	cg->limit_fd = open(path, O_WRONLY);
-	TEST_ASSERT(cg->limit_fd >= 0, "Cannot open %s, errno: %i (%s)", path,
-		    errno, strerror(errno));
-
-	memcg_enter(cg->dir);
-}
-
-static void memcg_limit(struct memcg *cg, const char *bytes)
-{
-	int len = strlen(bytes);
-
-	TEST_ASSERT(pwrite(cg->limit_fd, bytes, len, 0) == len,
-		    "Cannot set the limit of %s to %s, errno: %i (%s)", cg->dir, bytes,
-		    errno, strerror(errno));
-}
-
-static uint64_t memcg_usage(struct memcg *cg)
-{
-	char path[128], buf[32] = "";
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", cg->dir,
-		 cg->v1 ? "memory.usage_in_bytes" : "memory.current");
-	fd = open(path, O_RDONLY);
-	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read %s", path);
-	close(fd);
-	return strtoull(buf, NULL, 10);
-}
-
-/* What is still charged to the group moves up with rmdir(). */
-static void memcg_destroy(struct memcg *cg)
-{
-	memcg_enter(cg->mnt);
-	close(cg->limit_fd);
-	rmdir(cg->dir);
-	umount2(cg->mnt, MNT_DETACH);
-	rmdir(cg->mnt);
-}
 
 #define BIG_PAGES	2048
 #define BIG_SIZE	(BIG_PAGES * PAGE_SIZE)
@@ -437,25 +298,29 @@ TEST_EXITS(cgroup_limit)
 	uint64_t gpa = NO_SLOT_GPA + 0x1000000ull;
 	void *shared = shared_mem_alloc(BIG_SIZE);
 	struct memcg cg;
-	char limit[32];
 	uint64_t left;
 	int fd, ret;
 
 	virt_map(self->vm, gpa, gpa, BIG_PAGES);
 	fd = vm_create_guest_memfd(self->vm, BIG_SIZE, 0);
-	vm_mem_set_private(self->vm, gpa, BIG_SIZE);
-	memcg_create(&cg);
-
-	/* A fault first, so that there is something that could be left over. */
-	ret = __vcpu_access(self->vcpu, GUEST_FILL, gpa, 1, BIG_SIZE / 8);
-	vcpu_assert_private_fault(self->vcpu, ret, errno, gpa);
 	vm_set_user_memory_region2(self->vm, SLOT + 1, KVM_MEM_GUEST_MEMFD, gpa, BIG_SIZE,
 				   shared, fd, 0);
+	vm_mem_set_private(self->vm, gpa, BIG_SIZE);
+	memcg_create(&cg);
+	memcg_enter(&cg);
+
+	/* Leaves the page tables, so that none is wanted at the limit. */
+	vcpu_fill(self->vcpu, gpa, 2, BIG_SIZE);
+	guest_memfd_punch(fd, 0, BIG_SIZE);
+
+	/* A fault first, so that there is something that could be left over. */
+	vm_mem_set_private(self->vm, NO_SLOT_GPA, PAGE_SIZE);
+	ret = __vcpu_access(self->vcpu, GUEST_READ, NO_SLOT_GPA, 0, 0);
+	vcpu_assert_private_fault(self->vcpu, ret, errno, NO_SLOT_GPA);
 
 	/* Half of the memory may be had. */
-	snprintf(limit, sizeof(limit), "%llu", memcg_usage(&cg) + BIG_SIZE / 2);
-	memcg_limit(&cg, limit);
-	ret = vcpu_access_run(self->vcpu);
+	memcg_limit(&cg, memcg_usage(&cg) + BIG_SIZE / 2);
+	ret = __vcpu_access(self->vcpu, GUEST_FILL, gpa, 1, BIG_SIZE / 8);
 	TEST_ASSERT(ret == -1 && errno == ENOMEM, "Expected ENOMEM, rc: %i errno: %i exit: %u (%s)",
 		    ret, errno, run->exit_reason, exit_reason_str(run->exit_reason));
 	TEST_ASSERT(run->exit_reason != KVM_EXIT_MEMORY_FAULT,
@@ -463,7 +328,7 @@ TEST_EXITS(cgroup_limit)
 		    run->memory_fault.gpa);
 
 	/* The guest goes on where it was when memory can be had again. */
-	memcg_limit(&cg, cg.v1 ? "-1" : "max");
+	memcg_limit(&cg, LONG_MAX);
 	ret = vcpu_access_run(self->vcpu);
 	TEST_ASSERT(!ret && vcpu_is_guest_call(self->vcpu),
 		    "Guest did not go on, rc: %i errno: %i", ret, errno);
@@ -570,7 +435,7 @@ static void memory_error(const char *name, uint64_t pfn)
 	/* Fails where it is mounted already. */
 	mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
 	snprintf(buf, sizeof(buf), "%lu", pfn);
-	write_file("/sys/kernel/debug/hwpoison", name, buf);
+	dir_write("/sys/kernel/debug/hwpoison", name, buf);
 }
 
 static void expect_poison(struct kvm_vcpu *vcpu, uint64_t gpa)
@@ -603,6 +468,7 @@ TEST_EXITS(hardware_error)
 	int ret;
 
 	memcg_create(&cg);
+	memcg_enter(&cg);
 	guest_memfd_punch(self->memfd, offset, PAGE_SIZE);
 	pfn = fallocate_and_find(self->memfd, offset, &cg);
 
@@ -626,8 +492,8 @@ TEST_EXITS(hardware_error)
 	expect_poison(self->vcpu, TEST_PAGE);
 
 	/* Nor does the slot matter. */
-	slot_set(self, 0);
-	slot_set(self, SIZE);
+	private_mem_set_slot(self, 0);
+	private_mem_set_slot(self, SIZE);
 	expect_poison(self->vcpu, TEST_PAGE);
 
 	/* A VMM that gives the page up gets another one. */
@@ -640,9 +506,60 @@ TEST_EXITS(hardware_error)
 	memcg_destroy(&cg);
 }
 
-int main(int argc, char **argv)
-{
-	TEST_REQUIRE(private_mem_supported());
+#define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"
 
-	return test_harness_run(argc, argv);
+/*
+ * A page that is about to fail is emptied: its contents are moved, or dropped if
+ * they can be read again from a file.  Neither is possible here, and a mapping in
+ * the guest holds no reference that would tell.
+ */
+TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
+{
+	struct private_mem *mem = &self->private_mem;
+	const off_t offset = TEST_PAGE - GPA;
+	uint8_t page[PAGE_SIZE] = {};
+	struct page_frames frames;
+	struct memcg cg;
+	struct stat st;
+	char buf[32];
+	uint64_t pfn;
+	int fd, ret;
+
+	fd = open(SOFT_OFFLINE, O_WRONLY);
+	if (fd < 0)
+		SKIP(return, "No " SOFT_OFFLINE ", which takes CONFIG_MEMORY_HOTPLUG");
+
+	memcg_create(&cg);
+	memcg_enter(&cg);
+	TEST_ASSERT(!stat(cg.dir, &st), "Cannot stat %s", cg.dir);
+	guest_memfd_punch(mem->memfd, offset, PAGE_SIZE);
+	pfn = fallocate_and_find(mem->memfd, offset, &cg);
+	vcpu_fill(mem->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
+
+	snprintf(buf, sizeof(buf), "0x%llx", pfn * PAGE_SIZE);
+	ret = write(fd, buf, strlen(buf));
+	TEST_ASSERT(ret == -1 && errno == EBUSY,
+		    "Expected EBUSY from taking a private page offline, rc: %i errno: %i",
+		    ret, errno);
+	close(fd);
+
+	/* The file has the page still, in the same place, ... */
+	ret = pwrite(mem->memfd, page, PAGE_SIZE, offset);
+	TEST_ASSERT(ret == -1 && errno == EEXIST,
+		    "Expected EEXIST from pwrite() to the page, rc: %i errno: %i", ret, errno);
+	page_frames_read(&frames);
+	TEST_ASSERT(is_file_page(&frames, pfn, st.st_ino),
+		    "Expected page frame 0x%lx to be the file's, flags 0x%lx", pfn,
+		    frames.flags[pfn]);
+	page_frames_free(&frames);
+
+	/* ... for the guest as it is, and when it looks for it anew. */
+	vcpu_check(mem->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
+	private_mem_set_slot(mem, 0);
+	private_mem_set_slot(mem, SIZE);
+	vcpu_check(mem->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
+
+	memcg_destroy(&cg);
 }
+
+TEST_HARNESS_MAIN

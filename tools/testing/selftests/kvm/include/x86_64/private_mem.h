@@ -62,6 +62,7 @@ uint64_t guest_map_gpa_range(uint64_t gpa, uint64_t size, bool private);
  */
 enum guest_access {
 	GUEST_READ,	/* returns the u64 at gva */
+	GUEST_READ_MMX,	/* the same, by an instruction that KVM does not emulate */
 	GUEST_WRITE,	/* writes the u64 @val to gva */
 	GUEST_EXEC,	/* jumps to gva, which holds guest_exec_code() */
 	GUEST_FILL,	/* writes @nr times the u64 @val from gva on */
@@ -69,8 +70,8 @@ enum guest_access {
 };
 
 /* The instructions, for the guest's eyes only. */
-extern char guest_access_read[], guest_access_write[], guest_access_exec[];
-extern char guest_access_fill[], guest_access_check[];
+extern char guest_access_read[], guest_access_read_mmx[], guest_access_write[];
+extern char guest_access_exec[], guest_access_fill[], guest_access_check[];
 
 void vcpu_access_set(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
 		     uint64_t val, uint64_t nr);
@@ -121,6 +122,51 @@ struct kvm_vm *private_mem_vm_create(uint32_t nr_vcpus, uint64_t extra_pages,
 
 /* Moves a memslot with all that it holds into private memory. */
 void vm_mem_slot_make_private(struct kvm_vm *vm, uint32_t slot);
+
+/* A VM of one vCPU and one memslot of private memory, mapped where it lies. */
+struct private_mem {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	uint64_t gpa;
+	uint64_t size;
+	void *shared;
+	int memfd;
+};
+
+void private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
+			uint64_t extra_pages);
+void private_mem_free(struct private_mem *mem);
+
+/* Deletes the memslot if @size is 0, or else adds it. */
+void private_mem_set_slot(struct private_mem *mem, uint64_t size);
+
+/*
+ * A case of kselftest_harness.h that has for self what its helpers take: a member
+ * of its fixture, which has the name of its type.
+ */
+#define TEST_F_MEMBER(fixture, name, type, timeout)			\
+static void test_##name(struct type *self);				\
+TEST_F_TIMEOUT(fixture, name, timeout)					\
+{									\
+	test_##name(&self->type);					\
+}									\
+static void test_##name(struct type *self)
+
+/* A memory cgroup of the test's own. */
+struct memcg {
+	int limit_fd;
+	char mnt[64];
+	char dir[96];
+};
+
+void memcg_create(struct memcg *cg);
+void memcg_destroy(struct memcg *cg);
+void memcg_enter(struct memcg *cg);
+void memcg_limit(struct memcg *cg, long bytes);
+long memcg_usage(struct memcg *cg);
+
+/* Fails the test unless all of @val gets into the file @name in @dir. */
+void dir_write(const char *dir, const char *name, const char *val);
 
 /* Emulates every instruction behind this prefix, while the parameter is set. */
 #define FORCED_EMULATION	"ud2; .ascii \"kvm\"; "

@@ -5,6 +5,8 @@
  */
 #define _GNU_SOURCE
 #include <linux/falloc.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 
 #include "private_mem.h"
 
@@ -17,6 +19,11 @@
 asm(".pushsection .text\n"
 	"guest_access_read:\n"
 	"	mov (%rdi), %rax\n"
+	"	outb %al, %dx\n"
+	"guest_access_read_mmx:\n"
+	"	pxor %mm0, %mm0\n"
+	"	paddd (%rdi), %mm0\n"
+	"	movq %mm0, %rax\n"
 	"	outb %al, %dx\n"
 	"guest_access_write:\n"
 	"	mov %rax, (%rdi)\n"
@@ -38,6 +45,7 @@ asm(".pushsection .text\n"
 
 static char * const guest_access_code[] = {
 	[GUEST_READ]	= guest_access_read,
+	[GUEST_READ_MMX] = guest_access_read_mmx,
 	[GUEST_WRITE]	= guest_access_write,
 	[GUEST_EXEC]	= guest_access_exec,
 	[GUEST_FILL]	= guest_access_fill,
@@ -243,6 +251,115 @@ void vm_mem_slot_make_private(struct kvm_vm *vm, uint32_t slot)
 	vm_set_user_memory_region2(vm, slot, region->region.flags, gpa, size, region->host_mem,
 				   region->guest_memfd, 0);
 	vm_mem_set_private(vm, gpa, size);
+}
+
+void private_mem_set_slot(struct private_mem *mem, uint64_t size)
+{
+	vm_set_user_memory_region2(mem->vm, PRIVATE_MEM_SLOT, KVM_MEM_GUEST_MEMFD, mem->gpa,
+				   size, mem->shared, mem->memfd, 0);
+}
+
+void private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
+			uint64_t extra_pages)
+{
+	mem->gpa = gpa;
+	mem->size = size;
+	mem->vm = private_mem_vm_create(1, extra_pages, NULL, &mem->vcpu);
+	mem->memfd = vm_create_guest_memfd(mem->vm, size, 0);
+	mem->shared = shared_mem_alloc(size);
+	virt_map(mem->vm, gpa, gpa, size / PAGE_SIZE);
+
+	private_mem_set_slot(mem, size);
+	vm_mem_set_private(mem->vm, gpa, size);
+}
+
+/* A test that has closed the file leaves -1 in its place. */
+void private_mem_free(struct private_mem *mem)
+{
+	if (mem->memfd >= 0)
+		close(mem->memfd);
+	kvm_vm_free(mem->vm);
+	munmap(mem->shared, mem->size);
+}
+
+void dir_write(const char *dir, const char *name, const char *val)
+{
+	char path[256];
+	int fd, len = strlen(val);
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_WRONLY);
+	TEST_ASSERT(fd >= 0, "Cannot open %s, errno: %i (%s)", path, errno, strerror(errno));
+	TEST_ASSERT(write(fd, val, len) == len, "Cannot write '%s' to %s, errno: %i (%s)",
+		    val, path, errno, strerror(errno));
+	close(fd);
+}
+
+void memcg_create(struct memcg *cg)
+{
+	char path[128];
+
+	snprintf(cg->mnt, sizeof(cg->mnt), "/tmp/private_mem.XXXXXX");
+	TEST_ASSERT(mkdtemp(cg->mnt), "Cannot make %s, errno: %i (%s)", cg->mnt,
+		    errno, strerror(errno));
+	TEST_ASSERT(!mount("none", cg->mnt, "cgroup2", 0, NULL),
+		    "Cannot mount cgroup2, errno: %i (%s)", errno, strerror(errno));
+	dir_write(cg->mnt, "cgroup.subtree_control", "+memory");
+
+	snprintf(cg->dir, sizeof(cg->dir), "%s/private_mem.%d", cg->mnt, getpid());
+	TEST_ASSERT(!mkdir(cg->dir, 0700), "Cannot make %s, errno: %i (%s)", cg->dir,
+		    errno, strerror(errno));
+
+	/* Opened now, for open() may fail where the limit is reached. */
+	snprintf(path, sizeof(path), "%s/memory.max", cg->dir);
+	cg->limit_fd = open(path, O_WRONLY);
+	TEST_ASSERT(cg->limit_fd >= 0, "Cannot open %s, errno: %i (%s)", path,
+		    errno, strerror(errno));
+}
+
+/*
+ * Moves the calling process into the group.  With nobody in it that could be
+ * killed, a call fails that wants more memory than there is.
+ */
+void memcg_enter(struct memcg *cg)
+{
+	dir_write("/proc/self", "oom_score_adj", "-1000");
+	dir_write(cg->dir, "cgroup.procs", "0");
+}
+
+/* LONG_MAX is no limit. */
+void memcg_limit(struct memcg *cg, long bytes)
+{
+	char buf[32];
+	int len = snprintf(buf, sizeof(buf), "%ld", bytes);
+
+	TEST_ASSERT(pwrite(cg->limit_fd, buf, len, 0) == len,
+		    "Cannot set the limit of %s to %s, errno: %i (%s)", cg->dir, buf,
+		    errno, strerror(errno));
+}
+
+/* In bytes. */
+long memcg_usage(struct memcg *cg)
+{
+	char path[128], buf[32] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/memory.current", cg->dir);
+	fd = open(path, O_RDONLY);
+	TEST_ASSERT(fd >= 0 && read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read %s", path);
+	close(fd);
+	return atol(buf);
+}
+
+/* Moves the calling process out of the group; what is still charged moves up. */
+void memcg_destroy(struct memcg *cg)
+{
+	dir_write(cg->mnt, "cgroup.procs", "0");
+	close(cg->limit_fd);
+	TEST_ASSERT(!rmdir(cg->dir), "Cannot remove %s, errno: %i (%s)", cg->dir,
+		    errno, strerror(errno));
+	umount2(cg->mnt, MNT_DETACH);
+	rmdir(cg->mnt);
 }
 
 /* Returns the former value, or -1 where KVM cannot be told to emulate. */

@@ -80,3 +80,28 @@ verdict() {
 		echo "ok $number $1"
 	fi
 }
+
+# batches KERNEL FOLDER NAME [OPTION OF lab/vm...]: what FOLDER/list says, as
+# lab/batch has it, in one VM; in more where a test brings one down. Logs, exit
+# statuses and splats are in FOLDER then, the runs are NAME-1 and so on.
+batches() {
+	local dir=$2 left=-1 before total status run=0 name limit command
+	: >"$dir/splats"
+	while :; do
+		before=$left left=0 total=600
+		while IFS=$'\t' read -r name limit command; do
+			[[ ! -e $dir/$name.status ]] || continue
+			left=$((left + 1)) total=$((total + limit + 20))
+		done <"$dir/list"
+		((left)) || break
+		((left != before)) || { say "no test ran: $build/vm/$3-$run"; return 1; }
+		status=0 run=$((run + 1))
+		"$top/lab/vm" --kernel "$1" --smp 4 "${@:4}" --timeout $total --name "$3-$run" \
+			--splats "$dir/splats" -- "$top/lab/batch" "$dir" || status=$?
+		[[ -e $dir/running ]] || continue
+		# It took the VM down with it, or stood when the time was over.
+		name=$(<"$dir/running")
+		[[ -e $dir/$name.status ]] || echo "$status 0" >"$dir/$name.status"
+		rm "$dir/running"
+	done
+}

@@ -69,6 +69,9 @@ struct kvm_gmem {
 	struct kvm *kvm;
 	struct xarray bindings;
 	struct list_head entry;		/* mapping->private_list */
+	/* What the inode had before it was KVM's, and has afterwards. */
+	const struct inode_operations *i_op;
+	const struct address_space_operations *a_ops;
 };
 
 struct kvm_gmem_binding {
@@ -597,11 +600,13 @@ static int gmem_fill_hole(struct address_space *mapping, pgoff_t index,
 		r = gmem_add_folio(mapping, folio, index);
 	}
 
-	if (!r)
+	if (!r) {
 		folio_unlock(folio);
-	else if (copied)
+	} else if (copied) {
 		/* It was meant for the guest only. */
 		clear_highpage(folio_page(folio, 0));
+		iov_iter_revert(from, copied);
+	}
 	folio_put(folio);
 
 	return r;
@@ -674,10 +679,13 @@ static int kvm_gmem_release(struct inode *inode, struct file *file)
 	mutex_unlock(&kvm->slots_lock);
 
 	/*
-	 * Empty the file now: when the inode goes the module that has the
-	 * address_space operations may be gone.
+	 * A descriptor that is a path only keeps the inode but not the module,
+	 * so that KVM may be gone when the inode is looked at the next time. Let
+	 * it have nothing of KVM's, neither pages nor operations.
 	 */
 	truncate_inode_pages(mapping, 0);
+	WRITE_ONCE(mapping->a_ops, gmem->a_ops);
+	WRITE_ONCE(inode->i_op, gmem->i_op);
 
 	kfree(gmem);
 	kvm_put_kvm(kvm);
@@ -796,6 +804,7 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 			FMODE_ATOMIC_POS;
 
 	inode = file_inode(file);
+	gmem->i_op = inode->i_op;
 	inode->i_op = &kvm_gmem_iops;
 	inode->i_mode |= S_IFREG;
 	inode->i_size = size;
@@ -805,6 +814,7 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	 * is full, fail: the VMM may know what to give up.
 	 */
 	mapping = inode->i_mapping;
+	gmem->a_ops = mapping->a_ops;
 	mapping->a_ops = &kvm_gmem_aops;
 	mapping_set_gfp_mask(mapping, GFP_HIGHUSER | __GFP_RETRY_MAYFAIL |
 				      __GFP_NOWARN);

@@ -18,6 +18,8 @@
 #include <linux/kvm_private_access.h>
 #include <linux/pagemap.h>
 
+#include <asm/unaligned.h>
+
 /* The page of @gfn, mapped, with its folio locked. */
 static void *private_map(struct kvm *kvm, struct kvm_memory_slot *slot,
 			 gfn_t gfn, bool atomic, struct folio **folio)
@@ -36,6 +38,17 @@ static void *private_map(struct kvm *kvm, struct kvm_memory_slot *slot,
 	return kmap_local_page(folio_file_page(*folio, kvm_gmem_index(slot, gfn)));
 }
 
+/* An entry of a page table is read at once, for vCPUs may be writing it. */
+static void private_load(void *data, const void *from, int len)
+{
+	if (len == sizeof(u64) && IS_ALIGNED((unsigned long)from, sizeof(u64)))
+		put_unaligned(READ_ONCE(*(const u64 *)from), (u64 *)data);
+	else if (len == sizeof(u32) && IS_ALIGNED((unsigned long)from, sizeof(u32)))
+		put_unaligned(READ_ONCE(*(const u32 *)from), (u32 *)data);
+	else
+		memcpy(data, from, len);
+}
+
 static void private_unmap(void *page, struct folio *folio)
 {
 	kunmap_local(page);
@@ -50,7 +63,8 @@ static void private_unmap(void *page, struct folio *folio)
  * @gfn: the page
  * @data: where to copy to
  * @offset: where in the page to start, in bytes
- * @len: how many bytes, all in the page
+ * @len: how many bytes, all in the page; 4 or 8 of them that are aligned are
+ *       read at once
  * @atomic: whether the caller cannot sleep; a page that is not in the file, or
  *          that is in use, cannot be read then
  *
@@ -67,7 +81,7 @@ int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
-	memcpy(data, page + offset, len);
+	private_load(data, page + offset, len);
 	private_unmap(page, folio);
 
 	return 0;

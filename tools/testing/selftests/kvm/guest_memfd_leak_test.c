@@ -17,6 +17,7 @@
 #define NR_WARMUP	50
 #define NR_CACHES	512
 #define TOLERANCE	64	/* pages, and files */
+#define NR_ROUNDS	3
 
 struct cache {
 	char name[64];
@@ -222,7 +223,7 @@ int main(int argc, char *argv[])
 {
 	long pages, files, bytes, objects;
 	struct usage *before, *after, *scratch;
-	int opt, nr = 1000;
+	int opt, round, nr = 1000;
 
 	while ((opt = getopt(argc, argv, "hn:")) != -1) {
 		switch (opt) {
@@ -249,16 +250,25 @@ int main(int argc, char *argv[])
 	open_shrinkers();
 
 	vms_come_and_go(NR_WARMUP);
-	read_settled_usage(before, scratch);
-	vms_come_and_go(nr);
 	read_settled_usage(after, scratch);
+	/*
+	 * A kernel that watches itself takes pages for what it has not seen before
+	 * (stack traces, the shadow of vmalloc()'s addresses), and not in every
+	 * round.  What leaks, leaks in every round.
+	 */
+	for (round = 0; round < NR_ROUNDS; round++) {
+		*before = *after;
+		vms_come_and_go(nr);
+		read_settled_usage(after, scratch);
 
-	pages = after->pages - before->pages;
-	files = after->files - before->files;
-	bytes = compare_caches(before, after, &objects);
-
-	ksft_print_msg("More than before: %ld pages, %ld files, %ld bytes of slab objects\n",
-		       pages, files, bytes);
+		pages = after->pages - before->pages;
+		files = after->files - before->files;
+		bytes = compare_caches(before, after, &objects);
+		ksft_print_msg("More than before: %ld pages, %ld files, %ld bytes of slab objects\n",
+			       pages, files, bytes);
+		if (pages <= TOLERANCE)
+			break;
+	}
 	ksft_test_result(pages <= TOLERANCE, "pages\n");
 	ksft_test_result(files <= TOLERANCE, "files\n");
 	ksft_test_result(bytes <= TOLERANCE * (long)PAGE, "slab_bytes\n");

@@ -348,6 +348,28 @@ TEST_F(file, setattr)
 	EXPECT_EQ(before.st_size, after.st_size);
 }
 
+/* A path needs no module to stay, so it must not need the module's functions. */
+TEST_F(file, path_after_close)
+{
+	char path[64];
+	struct stat st;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", self->fd);
+	fd = open(path, O_PATH);
+	ASSERT_LE(0, fd);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	EXPECT_EQ(EINVAL, err_of(chmod(path, 0700)));
+
+	ASSERT_EQ(0, close(self->fd));
+	self->fd = -1;
+	EXPECT_EQ(0, chmod(path, 0700))
+		TH_LOG("KVM answers for a file that is closed");
+	EXPECT_EQ(0, fstat(fd, &st));
+	EXPECT_EQ(0, st.st_blocks);
+	close(fd);
+}
+
 /* A second open file would be a view of the memory that no VM answers for. */
 TEST_F(file, reopen)
 {

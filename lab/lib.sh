@@ -98,7 +98,12 @@ batches() {
 		status=0 run=$((run + 1))
 		"$top/lab/vm" --kernel "$1" --smp 4 "${@:4}" --timeout $total --name "$3-$run" \
 			--splats "$dir/splats" -- "$top/lab/batch" "$dir" || status=$?
-		[[ -e $dir/running ]] || continue
+		if [[ ! -e $dir/running ]]; then
+			# 125 has said what it found
+			[[ $status == @(0|125) ]] ||
+				echo "after the last: the VM ended with status $status" >>"$dir/splats"
+			continue
+		fi
 		# It took the VM down with it, or stood when the time was over.
 		name=$(<"$dir/running")
 		[[ -e $dir/$name.status ]] || echo "$status 0" >"$dir/$name.status"

@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0
 # Whether something has been made already from what there is now.
 
-# state TREE FILE...: a text that changes with the tree, the files or the compiler
+# state TREE FILE... [-- PATTERN...]: a text that changes with the tree, or what of
+# it the patterns match, with the files or with the compiler
 state() {
-	local edits
-	git -C "$1" rev-parse 'HEAD^{tree}'
+	local tree=$1 edits files=()
+	shift
+	while (($#)) && [[ $1 != -- ]]; do
+		files+=("$1")
+		shift
+	done
+	if (($#)); then
+		git -C "$tree" ls-files -s "$@" | sha256sum
+	else
+		git -C "$tree" rev-parse 'HEAD^{tree}'
+	fi
 	# what has no commit yet is known by its contents
-	edits=$(git -C "$1" status --porcelain)
-	[[ -z $edits ]] || { echo "$edits"; git -C "$1" diff HEAD; cat_untracked "$1"; } | sha256sum
-	cat "${@:2}" | sha256sum
+	edits=$(git -C "$tree" status --porcelain "$@")
+	[[ -z $edits ]] || {
+		echo "$edits"
+		git -C "$tree" diff HEAD "$@"
+		git -C "$tree" ls-files -z --others --exclude-standard "$@" | (cd "$tree" && xargs -0r cat)
+	} | sha256sum
+	cat "${files[@]}" | sha256sum
 	gcc --version | sed -n 1p
-}
-
-cat_untracked() {
-	git -C "$1" ls-files -z --others --exclude-standard | (cd "$1" && xargs -0r cat)
 }

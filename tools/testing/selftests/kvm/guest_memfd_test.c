@@ -988,7 +988,7 @@ static long vmstat_value(const char *name)
  * Compaction leaves the pages where they are.  It has every reason to move them,
  * and does move ordinary memory that is in the same state.
  */
-TEST_F(memory, not_compacted)
+TEST_F_TIMEOUT(memory, not_compacted, 300)
 {
 	char *ordinary, *before, *frames, *after;
 	long nr, nr_frames, migrated, i, moved = 0, stayed = 0;

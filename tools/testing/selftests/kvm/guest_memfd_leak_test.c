@@ -20,7 +20,7 @@
 
 struct cache {
 	char name[64];
-	long objects, size;
+	long objects, size, per_slab;
 };
 
 struct usage {
@@ -77,8 +77,9 @@ static void read_usage(struct usage *u)
 		struct cache *c = &u->caches[u->nr_caches];
 		long pages_per_slab, slabs;
 
-		if (sscanf(line, "%63s %ld %*d %ld %*d %ld : %*s %*d %*d %*d : %*s %*d %ld",
-			   c->name, &c->objects, &c->size, &pages_per_slab, &slabs) != 5)
+		if (sscanf(line, "%63s %ld %*d %ld %ld %ld : %*s %*d %*d %*d : %*s %*d %ld",
+			   c->name, &c->objects, &c->size, &c->per_slab, &pages_per_slab,
+			   &slabs) != 6)
 			continue;
 		/*
 		 * What vmalloc() frees is described by these until there is
@@ -199,7 +200,11 @@ static long old_objects(const struct usage *u, const char *name)
 	return 0;
 }
 
-/* Prints the caches that have grown; returns by how many bytes all have. */
+/*
+ * Prints the caches that have grown; returns by how many bytes all have.  The slab
+ * that a CPU allocates from counts as used up, so what a cache has grown for sure
+ * is less by as many objects.
+ */
 static long compare_caches(const struct usage *old, const struct usage *new,
 			   long *most_objects)
 {
@@ -210,7 +215,7 @@ static long compare_caches(const struct usage *old, const struct usage *new,
 	for (i = 0; i < new->nr_caches; i++) {
 		grown = new->caches[i].objects - old_objects(old, new->caches[i].name);
 		bytes += grown * new->caches[i].size;
-		*most_objects = max(*most_objects, grown);
+		*most_objects = max(*most_objects, grown - new->caches[i].per_slab);
 		if (grown > 0)
 			ksft_print_msg("%s: %ld objects of %ld bytes\n",
 				       new->caches[i].name, grown, new->caches[i].size);
@@ -238,7 +243,7 @@ int main(int argc, char *argv[])
 			 * had, two or three pages for a VM with its thread, and
 			 * what was in a slab, until there is enough of it.
 			 */
-			printf("usage: %s [-n number of VMs] [-k pages, objects that the kernel keeps of each]\n",
+			printf("usage: %s [-n number of VMs] [-k pages and objects kept of each]\n",
 			       argv[0]);
 			return opt == 'h' ? 0 : 1;
 		}

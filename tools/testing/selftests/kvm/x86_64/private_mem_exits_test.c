@@ -369,7 +369,7 @@ static uint8_t *find_file_pages(uint64_t cgroup_ino, uint64_t *nr)
 			if (inos[i] != cgroup_ino)
 				continue;
 			TEST_ASSERT(pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) ==
-				    sizeof(flags), "Cannot read the flags of page frame 0x%lx", pfn);
+				    sizeof(flags), "Cannot read the flags of page 0x%lx", pfn);
 			found[pfn] = !(flags & others);
 		}
 	}

@@ -81,6 +81,11 @@ verdict() {
 	fi
 }
 
+# warnings LOG: those of the compiler, in what lab/kernel has logged
+warnings() {
+	grep -v '^[.]config:' "$1" | grep -A 5 'warning: '
+}
+
 # batches KERNEL FOLDER NAME [OPTION OF lab/vm...]: what FOLDER/list says, as
 # lab/batch has it, in one VM; in more where a test brings one down. Logs, exit
 # statuses and splats are in FOLDER then, the runs are NAME-1 and so on.

@@ -348,7 +348,7 @@ TEST_EXITS(cgroup_limit)
  * process's own, is the page.
  */
 /* Of each page frame: whether it is one of a file, charged to the cgroup. */
-static uint8_t *find_file_pages(uint64_t cgroup_ino, uint64_t *nr)
+static uint8_t *find_file_pages(struct memcg *cg, uint64_t *nr)
 {
 	const uint64_t others = BIT(KPF_ANON) | BIT(KPF_MMAP) | BIT(KPF_SLAB) | BIT(KPF_BUDDY) |
 				BIT(KPF_PGTABLE) | BIT(KPF_HWPOISON);
@@ -356,8 +356,10 @@ static uint8_t *find_file_pages(uint64_t cgroup_ino, uint64_t *nr)
 	uint64_t flags, pfn = 0;
 	uint8_t *found = NULL;
 	int cgroups, fd, i;
+	struct stat st;
 	ssize_t ret;
 
+	TEST_ASSERT(!stat(cg->dir, &st), "Cannot stat %s", cg->dir);
 	cgroups = open_path_or_exit("/proc/kpagecgroup", O_RDONLY);
 	fd = open_path_or_exit("/proc/kpageflags", O_RDONLY);
 
@@ -366,7 +368,7 @@ static uint8_t *find_file_pages(uint64_t cgroup_ino, uint64_t *nr)
 		TEST_ASSERT(found, "Insufficient memory");
 		for (i = 0; i < ret / (int)sizeof(*inos); i++, pfn++) {
 			found[pfn] = false;
-			if (inos[i] != cgroup_ino)
+			if (inos[i] != st.st_ino)
 				continue;
 			TEST_ASSERT(pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) ==
 				    sizeof(flags), "Cannot read the flags of page 0x%lx", pfn);
@@ -390,17 +392,14 @@ static uint64_t fallocate_and_find(int memfd, off_t offset, struct memcg *cg)
 {
 	uint64_t pfn, nr_frames, found = 0, nr = 0;
 	uint8_t *before, *after;
-	struct stat st;
 	int ret, i;
-
-	TEST_ASSERT(!stat(cg->dir, &st), "Cannot stat %s", cg->dir);
 
 	for (i = 0; i < 5 && nr != 1; i++) {
 		guest_memfd_punch(memfd, offset, PAGE_SIZE);
-		before = find_file_pages(st.st_ino, &nr_frames);
+		before = find_file_pages(cg, &nr_frames);
 		ret = fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE);
 		TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
-		after = find_file_pages(st.st_ino, &nr_frames);
+		after = find_file_pages(cg, &nr_frames);
 
 		for (nr = 0, pfn = 0; pfn < nr_frames; pfn++) {
 			if (after[pfn] && !before[pfn]) {
@@ -508,7 +507,6 @@ TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
 	uint64_t pfn, nr_frames;
 	uint8_t *frames;
 	struct memcg cg;
-	struct stat st;
 	char buf[32];
 	int fd, ret;
 
@@ -518,7 +516,6 @@ TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
 
 	memcg_create(&cg);
 	memcg_enter(&cg);
-	TEST_ASSERT(!stat(cg.dir, &st), "Cannot stat %s", cg.dir);
 	pfn = fallocate_and_find(mem->memfd, offset, &cg);
 	vcpu_fill(mem->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
 
@@ -533,7 +530,7 @@ TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
 	ret = pwrite(mem->memfd, page, PAGE_SIZE, offset);
 	TEST_ASSERT(ret == -1 && errno == EEXIST,
 		    "Expected EEXIST from pwrite() to the page, rc: %i errno: %i", ret, errno);
-	frames = find_file_pages(st.st_ino, &nr_frames);
+	frames = find_file_pages(&cg, &nr_frames);
 	TEST_ASSERT(frames[pfn], "Expected page frame 0x%lx to be the file's still", pfn);
 	free(frames);
 

@@ -395,6 +395,25 @@ static void write_private(struct test *t, uint64_t val)
 	guest_memfd_write(t->memfd, page, PAGE_SIZE, PAGE * PAGE_SIZE);
 }
 
+/*
+ * Take the page away and give another one.  A vCPU may be quicker, and get an empty
+ * page: with a conversion before this, by a fault that was under way then.  It maps
+ * nothing any more, but may still allocate.
+ */
+static void replace_private(struct test *t, uint64_t val)
+{
+	uint8_t page[PAGE_SIZE];
+	ssize_t ret;
+
+	fill_page(page, val);
+	do {
+		guest_memfd_punch(t->memfd, PAGE * PAGE_SIZE, PAGE_SIZE);
+		ret = pwrite(t->memfd, page, PAGE_SIZE, PAGE * PAGE_SIZE);
+		TEST_ASSERT(ret == PAGE_SIZE || (ret == -1 && errno == EEXIST),
+			    "Expected EEXIST at most, rc: %zd errno: %i", ret, errno);
+	} while (ret != PAGE_SIZE);
+}
+
 FIXTURE(races) {
 	struct test t;
 };
@@ -430,12 +449,10 @@ static void convert(struct test *t, bool block_is_private)
 		bool to_private = block_is_private ^ !(state & 1);
 
 		state++;
-		if (to_private) {
-			guest_memfd_punch(t->memfd, PAGE * PAGE_SIZE, PAGE_SIZE);
-			write_private(t, contents(state));
-		} else {
+		if (to_private)
+			replace_private(t, contents(state));
+		else
 			fill_page(shared, contents(state));
-		}
 
 		state_begin(t, state);
 		vm_set_memory_attributes(t->vm, PAGE_GPA, PAGE_SIZE,
@@ -464,8 +481,6 @@ TEST_F_TIMEOUT(races, punch, RACES_TIMEOUT)
 	struct test *t = &self->t;
 	struct rounds rounds = {};
 	uint64_t state = 0;
-	uint8_t page[PAGE_SIZE];
-	ssize_t ret;
 
 	test_create(t, guest_reader, true, true);
 	write_private(t, contents(state));
@@ -473,14 +488,7 @@ TEST_F_TIMEOUT(races, punch, RACES_TIMEOUT)
 
 	while (next_round(&rounds)) {
 		state_begin(t, ++state);
-		fill_page(page, contents(state));
-		do {
-			/* A vCPU may be quicker, and get an empty page. */
-			guest_memfd_punch(t->memfd, PAGE * PAGE_SIZE, PAGE_SIZE);
-			ret = pwrite(t->memfd, page, PAGE_SIZE, PAGE * PAGE_SIZE);
-			TEST_ASSERT(ret == PAGE_SIZE || (ret == -1 && errno == EEXIST),
-				    "Expected EEXIST at most, rc: %zd errno: %i", ret, errno);
-		} while (ret != PAGE_SIZE);
+		replace_private(t, contents(state));
 		state_done(t, state);
 		linger(t, rounds.nr);
 	}

@@ -25,18 +25,39 @@ struct kvm_mem_attributes_map {
 	seqlock_t lock;
 };
 
+/**
+ * struct kvm_mem_attrs_plan - what it takes to set the attributes of a range
+ * @first: the first gfn of the range that does not have the attributes yet
+ * @last: the last gfn of the range
+ * @attrs: the attributes
+ * @before: the attributes of the gfn before @first
+ * @split_before: there must be a boundary at @first - 1
+ * @split_after: there must be a boundary at @last
+ */
+struct kvm_mem_attrs_plan {
+	gfn_t first;
+	gfn_t last;
+	unsigned long attrs;
+	unsigned long before;
+	bool split_before;
+	bool split_after;
+};
+
 void kvm_mem_attrs_init(struct kvm_mem_attributes_map *map);
 void kvm_mem_attrs_destroy(struct kvm_mem_attributes_map *map);
 unsigned long kvm_mem_attrs_get(struct kvm_mem_attributes_map *map, gfn_t gfn,
 				gfn_t *last);
 bool kvm_mem_attrs_uniform(struct kvm_mem_attributes_map *map, gfn_t start,
 			   gfn_t end, unsigned long attrs);
-int kvm_mem_attrs_reserve(struct kvm_mem_attributes_map *map, gfn_t start,
-			  gfn_t end, unsigned long attrs, gfp_t gfp);
-void kvm_mem_attrs_unreserve(struct kvm_mem_attributes_map *map, gfn_t start,
-			     gfn_t end);
-void kvm_mem_attrs_set(struct kvm_mem_attributes_map *map, gfn_t start,
-		       gfn_t end, unsigned long attrs);
+bool kvm_mem_attrs_plan(struct kvm_mem_attributes_map *map, gfn_t start,
+			gfn_t end, unsigned long attrs,
+			struct kvm_mem_attrs_plan *plan);
+int kvm_mem_attrs_reserve(struct kvm_mem_attributes_map *map,
+			  const struct kvm_mem_attrs_plan *plan, gfp_t gfp);
+void kvm_mem_attrs_unreserve(struct kvm_mem_attributes_map *map,
+			     const struct kvm_mem_attrs_plan *plan);
+void kvm_mem_attrs_set(struct kvm_mem_attributes_map *map,
+		       const struct kvm_mem_attrs_plan *plan);
 
 int kvm_vm_ioctl_set_mem_attributes(struct kvm *kvm,
 				    struct kvm_memory_attributes *attrs);

@@ -174,22 +174,33 @@ bool kvm_mem_attrs_uniform(struct kvm_mem_attributes_map *map, gfn_t start,
 	return kvm_mem_attrs_get(map, start, &last) == attrs && last >= end - 1;
 }
 
-/* What it takes to set the attributes of a range. */
-struct mem_attrs_plan {
-	gfn_t first;		/* the range, without what ... */
-	gfn_t last;		/* ... is set already at its start */
-	unsigned long before;	/* the attributes of first - 1 */
-	bool split_before;	/* there must be a boundary at first - 1 */
-	bool split_after;	/* there must be a boundary at last */
-};
-
-/* Return false if there is nothing to do. */
-static bool mem_attrs_plan(struct kvm_mem_attributes_map *map, gfn_t start,
-			   gfn_t end, unsigned long attrs,
-			   struct mem_attrs_plan *plan)
+/**
+ * kvm_mem_attrs_plan() - find out what it takes to set the attributes of a range
+ * @map: the map
+ * @start: the first gfn of the range
+ * @end: the gfn after the range, greater than @start
+ * @attrs: the attributes that are to be set
+ * @plan: filled in; good until @map changes
+ *
+ * Most often one run reaches from before the range to behind it, and one lookup
+ * is enough.
+ *
+ * Context: Any context except NMI. The caller serialises all writers of @map.
+ * Return: True, or false if all of the range has the attributes already.
+ */
+bool kvm_mem_attrs_plan(struct kvm_mem_attributes_map *map, gfn_t start,
+			gfn_t end, unsigned long attrs,
+			struct kvm_mem_attrs_plan *plan)
 {
+	unsigned long before, now, after;
 	gfn_t last;
 
+	before = kvm_mem_attrs_get(map, start ? start - 1 : 0, &last);
+	now = before;
+	if (last < start)
+		now = kvm_mem_attrs_get(map, start, &last);
+
+	plan->attrs = attrs;
 	plan->first = start;
 	plan->last = end - 1;
 
@@ -198,18 +209,20 @@ static bool mem_attrs_plan(struct kvm_mem_attributes_map *map, gfn_t start,
 	 * only what follows: a boundary inside the range then never decides
 	 * about a gfn before it.
 	 */
-	if (kvm_mem_attrs_get(map, start, &last) == attrs) {
+	if (now == attrs) {
 		if (last >= plan->last)
 			return false;
 		plan->first = last + 1;
+		before = attrs;
 	}
 
-	plan->before = attrs;
-	if (plan->first)
-		plan->before = kvm_mem_attrs_get(map, plan->first - 1, NULL);
+	after = now;
+	if (last < end)
+		after = kvm_mem_attrs_get(map, end, NULL);
 
-	plan->split_before = plan->before != attrs;
-	plan->split_after = kvm_mem_attrs_get(map, end, NULL) != attrs;
+	plan->before = before;
+	plan->split_before = plan->first && before != attrs;
+	plan->split_after = after != attrs;
 	return true;
 }
 
@@ -260,51 +273,45 @@ static int mem_attrs_reserve(struct xarray *xa, unsigned long index, gfp_t gfp)
 /**
  * kvm_mem_attrs_reserve() - make sure that the attributes of a range can be set
  * @map: the map
- * @start: the first gfn of the range
- * @end: the gfn after the range, greater than @start
- * @attrs: the attributes that are to be set
+ * @plan: what kvm_mem_attrs_plan() found out
  * @gfp: how to allocate memory
  *
- * No answer changes. On success, kvm_mem_attrs_set() with the same range and
- * attributes must follow, or kvm_mem_attrs_unreserve(), and no other change of
- * @map before it. What takes no new boundary, as when a range is set back,
- * takes no memory either.
+ * No answer changes. On success, kvm_mem_attrs_set() of the same plan must
+ * follow, or kvm_mem_attrs_unreserve(), and no other change of @map before it.
+ * What takes no new boundary, as when a range is set back, takes no memory
+ * either.
  *
  * Context: As @gfp permits. The caller serialises all writers of @map.
  * Return: 0, or -ENOMEM with nothing changed and nothing held.
  */
-int kvm_mem_attrs_reserve(struct kvm_mem_attributes_map *map, gfn_t start,
-			  gfn_t end, unsigned long attrs, gfp_t gfp)
+int kvm_mem_attrs_reserve(struct kvm_mem_attributes_map *map,
+			  const struct kvm_mem_attrs_plan *plan, gfp_t gfp)
 {
-	struct mem_attrs_plan plan;
 	int r = 0;
 
-	if (!mem_attrs_plan(map, start, end, attrs, &plan))
-		return 0;
-
-	if (plan.split_before)
-		r = mem_attrs_reserve(&map->runs, plan.first - 1, gfp);
-	if (!r && plan.split_after)
-		r = mem_attrs_reserve(&map->runs, plan.last, gfp);
+	if (plan->split_before)
+		r = mem_attrs_reserve(&map->runs, plan->first - 1, gfp);
+	if (!r && plan->split_after)
+		r = mem_attrs_reserve(&map->runs, plan->last, gfp);
 	if (r)
-		kvm_mem_attrs_unreserve(map, start, end);
+		kvm_mem_attrs_unreserve(map, plan);
 	return r;
 }
 
 /**
  * kvm_mem_attrs_unreserve() - give up what kvm_mem_attrs_reserve() reserved
  * @map: the map
- * @start: the first gfn of the range
- * @end: the gfn after the range, greater than @start
+ * @plan: what was reserved
  *
  * Context: Any context except NMI. The caller serialises all writers of @map.
  */
-void kvm_mem_attrs_unreserve(struct kvm_mem_attributes_map *map, gfn_t start,
-			     gfn_t end)
+void kvm_mem_attrs_unreserve(struct kvm_mem_attributes_map *map,
+			     const struct kvm_mem_attrs_plan *plan)
 {
-	if (start)
-		xa_cmpxchg_irq(&map->runs, start - 1, XA_ZERO_ENTRY, NULL, 0);
-	xa_cmpxchg_irq(&map->runs, end - 1, XA_ZERO_ENTRY, NULL, 0);
+	if (plan->split_before)
+		xa_cmpxchg_irq(&map->runs, plan->first - 1, XA_ZERO_ENTRY, NULL, 0);
+	if (plan->split_after)
+		xa_cmpxchg_irq(&map->runs, plan->last, XA_ZERO_ENTRY, NULL, 0);
 }
 
 /* Store into a slot that has an entry or a reservation: this cannot fail. */
@@ -321,46 +328,38 @@ static void mem_attrs_store(struct xarray *xa, unsigned long index,
 /**
  * kvm_mem_attrs_set() - set the attributes of a range
  * @map: the map
- * @start: the first gfn of the range
- * @end: the gfn after the range, greater than @start
- * @attrs: the attributes
+ * @plan: what is reserved
  *
- * Cannot fail after kvm_mem_attrs_reserve() of the same. Lookups of gfns
- * outside the range are right all the time, those inside are not: an
- * invalidation of the range must be in flight.
+ * Cannot fail. Lookups of gfns outside the range are right all the time, those
+ * inside are not: an invalidation of the range must be in flight.
  *
  * Context: Process context. May sleep. The caller serialises all writers of
  *          @map.
  */
-void kvm_mem_attrs_set(struct kvm_mem_attributes_map *map, gfn_t start,
-		       gfn_t end, unsigned long attrs)
+void kvm_mem_attrs_set(struct kvm_mem_attributes_map *map,
+		       const struct kvm_mem_attrs_plan *plan)
 {
-	struct mem_attrs_plan plan;
-
-	if (!mem_attrs_plan(map, start, end, attrs, &plan))
-		return;
-
 	mem_attrs_lock(map);
 
 	/* Cut the range off: the gfns before it keep what they have. */
-	if (plan.split_before)
-		mem_attrs_store(&map->runs, plan.first - 1, plan.before);
+	if (plan->split_before)
+		mem_attrs_store(&map->runs, plan->first - 1, plan->before);
 
 	/*
 	 * Fill it, either from a boundary at its end or from the run after it,
 	 * which has the attributes already.
 	 */
-	if (plan.split_after) {
-		mem_attrs_store(&map->runs, plan.last, attrs);
-		if (plan.first < plan.last)
-			mem_attrs_erase(map, plan.first, plan.last - 1);
+	if (plan->split_after) {
+		mem_attrs_store(&map->runs, plan->last, plan->attrs);
+		if (plan->first < plan->last)
+			mem_attrs_erase(map, plan->first, plan->last - 1);
 	} else {
-		mem_attrs_erase(map, plan.first, plan.last);
+		mem_attrs_erase(map, plan->first, plan->last);
 	}
 
 	/* Merge it with the run before it. */
-	if (plan.first && !plan.split_before)
-		mem_attrs_erase(map, plan.first - 1, plan.first - 1);
+	if (plan->first && !plan->split_before)
+		mem_attrs_erase(map, plan->first - 1, plan->first - 1);
 
 	mem_attrs_unlock(map);
 }
@@ -380,6 +379,7 @@ int kvm_vm_ioctl_set_mem_attributes(struct kvm *kvm,
 				    struct kvm_memory_attributes *attrs)
 {
 	struct kvm_mem_attributes_map *map = &kvm->mem_attributes;
+	struct kvm_mem_attrs_plan plan;
 	gfn_t start, end;
 	int r = 0;
 
@@ -401,16 +401,15 @@ int kvm_vm_ioctl_set_mem_attributes(struct kvm *kvm,
 
 	mutex_lock(&kvm->slots_lock);
 
-	if (kvm_mem_attrs_uniform(map, start, end, attrs->attributes))
+	if (!kvm_mem_attrs_plan(map, start, end, attrs->attributes, &plan))
 		goto out;
 
-	r = kvm_mem_attrs_reserve(map, start, end, attrs->attributes,
-				  GFP_KERNEL_ACCOUNT);
+	r = kvm_mem_attrs_reserve(map, &plan, GFP_KERNEL_ACCOUNT);
 	if (r)
 		goto out;
 
 	kvm_gfns_invalidate_begin(kvm, start, end, KVM_GFNS_ALL, true);
-	kvm_mem_attrs_set(map, start, end, attrs->attributes);
+	kvm_mem_attrs_set(map, &plan);
 	kvm_gfns_invalidate_end(kvm);
 out:
 	mutex_unlock(&kvm->slots_lock);

@@ -253,16 +253,31 @@ static unsigned int map_nodes(struct kvm_mem_attributes_map *map)
 
 /* The operations, on map and model; nr gfns from the first one of the window */
 
+static void set_attrs(struct kunit *test, gfn_t start, gfn_t end,
+		      unsigned long attrs)
+{
+	struct context *c = test->priv;
+	struct kvm_mem_attrs_plan plan;
+	bool uniform;
+
+	uniform = kvm_mem_attrs_uniform(&c->map, start, end, attrs);
+	KUNIT_ASSERT_EQ(test, !uniform,
+			kvm_mem_attrs_plan(&c->map, start, end, attrs, &plan));
+	if (uniform)
+		return;
+
+	KUNIT_ASSERT_EQ(test, 0,
+			kvm_mem_attrs_reserve(&c->map, &plan, GFP_KERNEL));
+	kvm_mem_attrs_set(&c->map, &plan);
+}
+
 static void set_map(struct kunit *test, unsigned int first, unsigned int nr,
 		    unsigned int value)
 {
 	struct context *c = test->priv;
 	gfn_t start = c->base + first;
 
-	KUNIT_ASSERT_EQ(test, 0,
-			kvm_mem_attrs_reserve(&c->map, start, start + nr,
-					      values[value], GFP_KERNEL));
-	kvm_mem_attrs_set(&c->map, start, start + nr, values[value]);
+	set_attrs(test, start, start + nr, values[value]);
 	memset(&c->model[first], value, nr);
 }
 
@@ -427,10 +442,7 @@ static void far_apart(struct kunit *test)
 		gfn_t start = sets[i].first, end = sets[i].last + 1, last;
 		unsigned long attrs = values[sets[i].value];
 
-		KUNIT_ASSERT_EQ(test, 0,
-				kvm_mem_attrs_reserve(&c->map, start, end, attrs,
-						      GFP_KERNEL));
-		kvm_mem_attrs_set(&c->map, start, end, attrs);
+		set_attrs(test, start, end, attrs);
 
 		KUNIT_EXPECT_EQ_MSG(test, nr_entries(c), sets[i].entries, "set %d", i);
 		KUNIT_EXPECT_EQ_MSG(test,
@@ -547,7 +559,8 @@ static void reservations(struct kunit *test)
 	const struct place *place = test->param_value;
 	unsigned int state, set, first, nr, value, nodes;
 	struct context *c = test->priv;
-	gfn_t start, end;
+	struct kvm_mem_attrs_plan plan;
+	gfn_t start;
 
 	set_window(test, place->base, place->nr);
 	for (state = 0; state < NR_STATES; state++) {
@@ -557,14 +570,15 @@ static void reservations(struct kunit *test)
 		for (set = 0; set < NR_SETS; set++) {
 			get_set(set, &first, &nr, &value);
 			start = c->base + first;
-			end = start + nr;
+			if (!kvm_mem_attrs_plan(&c->map, start, start + nr,
+						values[value], &plan))
+				continue;
 
 			KUNIT_ASSERT_EQ(test, 0,
-					kvm_mem_attrs_reserve(&c->map, start, end,
-							      values[value],
+					kvm_mem_attrs_reserve(&c->map, &plan,
 							      GFP_KERNEL));
 			check_answers(test);
-			kvm_mem_attrs_unreserve(&c->map, start, end);
+			kvm_mem_attrs_unreserve(&c->map, &plan);
 			check_runs(test);
 			KUNIT_ASSERT_LE(test, map_nodes(&c->map), nodes);
 		}
@@ -575,14 +589,15 @@ static void reservations(struct kunit *test)
 
 #ifdef CONFIG_FAILSLAB
 /* Reserve while the nth allocation fails; false if there were fewer. */
-static bool reserve_failing(struct kunit *test, unsigned int nth, gfn_t start,
-			    gfn_t end, unsigned long attrs, gfp_t gfp, int *ret)
+static bool reserve_failing(struct kunit *test, unsigned int nth,
+			    const struct kvm_mem_attrs_plan *plan, gfp_t gfp,
+			    int *ret)
 {
 	struct context *c = test->priv;
 	bool failed;
 
 	current->fail_nth = nth;
-	*ret = kvm_mem_attrs_reserve(&c->map, start, end, attrs, gfp);
+	*ret = kvm_mem_attrs_reserve(&c->map, plan, gfp);
 	failed = !current->fail_nth;
 	current->fail_nth = 0;
 	return failed;
@@ -596,7 +611,11 @@ static unsigned int fail_each(struct kunit *test, unsigned int first,
 	gfn_t start = c->base + first, end = start + nr;
 	unsigned int nodes = map_nodes(&c->map);
 	unsigned int nth, failures = 0;
+	struct kvm_mem_attrs_plan plan;
 	int ret;
+
+	if (!kvm_mem_attrs_plan(&c->map, start, end, values[value], &plan))
+		return 0;
 
 	/*
 	 * Without blocking, and so for good: all or nothing. A debug feature of
@@ -604,28 +623,27 @@ static unsigned int fail_each(struct kunit *test, unsigned int first,
 	 * which fail without consequence.
 	 */
 	for (nth = 1;
-	     reserve_failing(test, nth, start, end, values[value],
-			     GFP_NOWAIT | __GFP_NOWARN, &ret);
+	     reserve_failing(test, nth, &plan, GFP_NOWAIT | __GFP_NOWARN, &ret);
 	     nth++) {
 		if (ret) {
 			KUNIT_ASSERT_EQ(test, ret, -ENOMEM);
 			failures++;
 		} else {
-			kvm_mem_attrs_unreserve(&c->map, start, end);
+			kvm_mem_attrs_unreserve(&c->map, &plan);
 		}
 		KUNIT_ASSERT_LE(test, map_nodes(&c->map), nodes);
 		check_runs(test);
 	}
 	KUNIT_ASSERT_EQ(test, ret, 0);
-	kvm_mem_attrs_unreserve(&c->map, start, end);
+	kvm_mem_attrs_unreserve(&c->map, &plan);
 	KUNIT_ASSERT_LE(test, map_nodes(&c->map), nodes);
 
 	/* With a second, blocking attempt: as if nothing had happened. */
 	for (nth = 1;
-	     reserve_failing(test, nth, start, end, values[value], GFP_KERNEL, &ret);
+	     reserve_failing(test, nth, &plan, GFP_KERNEL, &ret);
 	     nth++) {
 		KUNIT_ASSERT_EQ(test, ret, 0);
-		kvm_mem_attrs_unreserve(&c->map, start, end);
+		kvm_mem_attrs_unreserve(&c->map, &plan);
 		KUNIT_ASSERT_LE(test, map_nodes(&c->map), nodes);
 		check_runs(test);
 	}
@@ -633,7 +651,7 @@ static unsigned int fail_each(struct kunit *test, unsigned int first,
 
 	/* With memory at hand, the set goes through: no allocation is left. */
 	current->fail_nth = 1;
-	kvm_mem_attrs_set(&c->map, start, end, values[value]);
+	kvm_mem_attrs_set(&c->map, &plan);
 	KUNIT_EXPECT_EQ(test, current->fail_nth, 1);
 	current->fail_nth = 0;
 	memset(&c->model[first], value, nr);
@@ -713,6 +731,7 @@ static void set_parts(struct kunit *test)
 /* One round of changes of the hot parts, back to what they were. */
 static void change_parts(struct kunit *test, unsigned int round)
 {
+	struct kvm_mem_attrs_plan plan;
 	struct context *c = test->priv;
 	unsigned int part, i;
 
@@ -744,11 +763,12 @@ static void change_parts(struct kunit *test, unsigned int round)
 			set_map(test, first, PART, cold);
 			break;
 		case 3:		/* the array grows and shrinks, and a set in vain */
+			kvm_mem_attrs_plan(&c->map, TOP_GFN - 1, TOP_GFN,
+					   values[1], &plan);
 			KUNIT_ASSERT_EQ(test, 0,
-					kvm_mem_attrs_reserve(&c->map, TOP_GFN - 1,
-							      TOP_GFN, values[1],
+					kvm_mem_attrs_reserve(&c->map, &plan,
 							      GFP_KERNEL));
-			kvm_mem_attrs_unreserve(&c->map, TOP_GFN - 1, TOP_GFN);
+			kvm_mem_attrs_unreserve(&c->map, &plan);
 			set_map(test, first, PART, cold);
 			break;
 		}

@@ -911,23 +911,6 @@ FIXTURE_TEARDOWN(memory)
 	kvm_vm_free(self->vm);
 }
 
-/* A line of /proc/meminfo, in bytes. */
-static long meminfo_bytes(const char *name)
-{
-	char line[128];
-	long kb = -1;
-	FILE *f;
-
-	f = fopen("/proc/meminfo", "r");
-	TEST_ASSERT(f, "open(/proc/meminfo) failed");
-	while (kb < 0 && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ':')
-			kb = atol(line + strlen(name) + 1);
-	fclose(f);
-	TEST_ASSERT(kb >= 0, "No %s in /proc/meminfo", name);
-	return kb << 10;
-}
-
 TEST_F(memory, unevictable)
 {
 	long before = meminfo_bytes("Unevictable");
@@ -966,22 +949,6 @@ static char *unevictable_frames(long *nr)
 	}
 	close(fd);
 	return frames;
-}
-
-static long vmstat_value(const char *name)
-{
-	char line[128];
-	long val = -1;
-	FILE *f;
-
-	f = fopen("/proc/vmstat", "r");
-	TEST_ASSERT(f, "open(/proc/vmstat) failed");
-	while (val < 0 && fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, strlen(name)) && line[strlen(name)] == ' ')
-			val = atol(line + strlen(name));
-	fclose(f);
-	TEST_ASSERT(val >= 0, "No %s in /proc/vmstat", name);
-	return val;
 }
 
 /*

@@ -153,26 +153,10 @@ TEST_F(attributes, charged)
 #define NR_PAGES	64
 #define GPA		PRIVATE_MEM_GPA
 
-#define FAILSLAB	"/sys/kernel/debug/failslab/"
-#define SETTING		16
-
-static const struct {
-	const char *file, *value;
-} failslab[] = {
-	{ FAILSLAB "task-filter", "Y" },
-	{ FAILSLAB "ignore-gfp-wait", "N" },
-	{ FAILSLAB "verbose", "0" },
-	{ FAILSLAB "interval", "1" },
-	{ FAILSLAB "times", "1000000" },
-	{ FAILSLAB "probability", "100" },
-};
-
 FIXTURE(guest) {
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	bool private[NR_PAGES];		/* what should be */
-	char failslab[ARRAY_SIZE(failslab)][SETTING];	/* as they were, if set */
-	int make_it_fail;		/* descriptor */
 };
 
 static void add_slot(struct kvm_vm *vm)
@@ -187,35 +171,8 @@ FIXTURE_SETUP(guest)
 	virt_map(self->vm, GPA, GPA, NR_PAGES);
 }
 
-static int write_file(const char *path, const char *value)
-{
-	int fd = open(path, O_WRONLY), ret;
-
-	if (fd < 0)
-		return -1;
-	ret = write(fd, value, strlen(value)) == strlen(value) ? 0 : -1;
-	close(fd);
-	return ret;
-}
-
-static int read_file(const char *path, char *value, size_t size)
-{
-	int fd = open(path, O_RDONLY), ret;
-
-	if (fd < 0)
-		return -1;
-	ret = read(fd, value, size - 1) > 0 ? 0 : -1;
-	close(fd);
-	return ret;
-}
-
 FIXTURE_TEARDOWN(guest)
 {
-	int i;
-
-	for (i = ARRAY_SIZE(failslab) - 1; i >= 0; i--)
-		if (self->failslab[i][0])
-			write_file(failslab[i].file, self->failslab[i]);
 	kvm_vm_free(self->vm);
 }
 
@@ -344,36 +301,15 @@ TEST_F(guest, same_again_keeps_mappings)
 	EXPECT_EQ(mapped - 4, vm_get_stat(self->vm, "pages_4k"));
 }
 
-/* Sets failslab up to fail all allocations of this task; false where it is absent. */
-static bool can_fail(struct __test_metadata *_metadata, struct _test_data_guest *self)
-{
-	int i;
-
-	self->make_it_fail = open("/proc/thread-self/make-it-fail", O_RDWR);
-	if (self->make_it_fail < 0 || access(FAILSLAB "probability", W_OK))
-		return false;
-
-	for (i = 0; i < ARRAY_SIZE(failslab); i++) {
-		ASSERT_EQ(0, read_file(failslab[i].file, self->failslab[i], SETTING));
-		ASSERT_EQ(0, write_file(failslab[i].file, failslab[i].value));
-	}
-	return true;
-}
-
 /* Like set_err(), but allocations fail after the first ones, of @space bytes. */
 static int set_err_failing(struct __test_metadata *_metadata, struct _test_data_guest *self,
 			   int space, uint64_t gpa, uint64_t size, uint64_t attributes)
 {
-	char value[SETTING];
 	int err;
 
-	snprintf(value, sizeof(value), "%d", space);
-	ASSERT_EQ(0, write_file(FAILSLAB "space", value));
-
-	/* By a descriptor that is open already: to open one is to allocate. */
-	ASSERT_EQ(1, pwrite(self->make_it_fail, "1", 1, 0));
+	failslab_begin(space);
 	err = set_err(gpa, size, attributes);
-	ASSERT_EQ(1, pwrite(self->make_it_fail, "0", 1, 0));
+	failslab_end();
 	return err;
 }
 
@@ -410,7 +346,7 @@ TEST_F(guest, enomem)
 {
 	int failed;
 
-	if (!can_fail(_metadata, self))
+	if (!failslab_setup())
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	/* From the midst of a run of each kind. */
@@ -427,7 +363,7 @@ TEST_F(guest, enomem)
 /* What is set already is free. */
 TEST_F(guest, same_again_allocates_nothing)
 {
-	if (!can_fail(_metadata, self))
+	if (!failslab_setup())
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	set_pages(self, 8, 8, true);

@@ -22,15 +22,6 @@
 
 #define CONTENTS_TIMEOUT 120
 
-/* Whoever gets memory now that was not cleared notices. */
-static void dirty_free_memory(void)
-{
-	uint8_t *mem = shared_mem_alloc(8 * SIZE);
-
-	memset(mem, 0xdd, 8 * SIZE);
-	munmap(mem, 8 * SIZE);
-}
-
 FIXTURE(contents) {
 	struct private_mem private_mem;
 };
@@ -40,7 +31,8 @@ FIXTURE_SETUP(contents)
 {
 	private_mem_create(&self->private_mem, FIRST_GPA, SIZE, 0x2000000 / PAGE_SIZE);
 	memset(self->private_mem.shared, 0xee, SIZE);
-	dirty_free_memory();
+	/* Whoever gets memory now that was not cleared notices. */
+	dirty_free_memory(8 * SIZE);
 }
 
 FIXTURE_TEARDOWN(contents)

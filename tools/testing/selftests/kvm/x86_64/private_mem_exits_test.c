@@ -4,12 +4,9 @@
  */
 #define _GNU_SOURCE
 #include <limits.h>
-#include <linux/kernel-page-flags.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
 
 #include "kvm_harness.h"
 #include "private_mem.h"
@@ -341,111 +338,6 @@ TEST_EXITS(cgroup_limit)
 	memcg_destroy(&cg);
 }
 
-/*
- * Nothing tells where the pages of a guest_memfd are.  But they are charged to
- * the cgroup of the process that allocates them, and /proc/kpagecgroup says
- * which page frames those are: what is new after fallocate(), and is none of the
- * process's own, is the page.
- */
-/* Of each page frame: whether it is one of a file, charged to the cgroup. */
-static uint8_t *find_file_pages(struct memcg *cg, uint64_t *nr)
-{
-	const uint64_t others = BIT(KPF_ANON) | BIT(KPF_MMAP) | BIT(KPF_SLAB) | BIT(KPF_BUDDY) |
-				BIT(KPF_PGTABLE) | BIT(KPF_HWPOISON);
-	static uint64_t inos[1 << 14];
-	uint64_t flags, pfn = 0;
-	uint8_t *found = NULL;
-	int cgroups, fd, i;
-	struct stat st;
-	ssize_t ret;
-
-	TEST_ASSERT(!stat(cg->dir, &st), "Cannot stat %s", cg->dir);
-	cgroups = open_path_or_exit("/proc/kpagecgroup", O_RDONLY);
-	fd = open_path_or_exit("/proc/kpageflags", O_RDONLY);
-
-	while ((ret = read(cgroups, inos, sizeof(inos))) > 0) {
-		found = realloc(found, pfn + ARRAY_SIZE(inos));
-		TEST_ASSERT(found, "Insufficient memory");
-		for (i = 0; i < ret / (int)sizeof(*inos); i++, pfn++) {
-			found[pfn] = false;
-			if (inos[i] != st.st_ino)
-				continue;
-			TEST_ASSERT(pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) ==
-				    sizeof(flags), "Cannot read the flags of page 0x%lx", pfn);
-			found[pfn] = !(flags & others);
-		}
-	}
-	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("read(kpagecgroup)", (int)ret));
-	close(cgroups);
-	close(fd);
-
-	*nr = pfn;
-	return found;
-}
-
-/*
- * The page frame that a new page of the file is in: the only one that the cgroup
- * has more than before. Others can come in between, of the program itself as it
- * is read in from its file; then the page is given back and another one taken.
- */
-static uint64_t fallocate_and_find(int memfd, off_t offset, struct memcg *cg)
-{
-	uint64_t pfn, nr_frames, found = 0, nr = 0;
-	uint8_t *before, *after;
-	int ret, i;
-
-	for (i = 0; i < 5 && nr != 1; i++) {
-		guest_memfd_punch(memfd, offset, PAGE_SIZE);
-		before = find_file_pages(cg, &nr_frames);
-		ret = fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, PAGE_SIZE);
-		TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
-		after = find_file_pages(cg, &nr_frames);
-
-		for (nr = 0, pfn = 0; pfn < nr_frames; pfn++) {
-			if (after[pfn] && !before[pfn]) {
-				found = pfn;
-				nr++;
-			}
-		}
-		free(before);
-		free(after);
-	}
-	TEST_ASSERT(nr == 1, "Expected one page frame more in %s, found %lu", cg->dir, nr);
-
-	return found;
-}
-
-static void memory_error(const char *name, uint64_t pfn)
-{
-	char buf[32];
-
-	/* Fails where it is mounted already. */
-	mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
-	snprintf(buf, sizeof(buf), "%lu", pfn);
-	dir_write("/sys/kernel/debug/hwpoison", name, buf);
-}
-
-static void expect_poison(struct kvm_vcpu *vcpu, uint64_t gpa)
-{
-	struct kvm_run *run = vcpu->run;
-	enum guest_access access;
-	int ret;
-
-	for (access = GUEST_READ; access <= GUEST_EXEC; access++) {
-		ret = __vcpu_access(vcpu, access, gpa, 0, 0);
-		TEST_ASSERT(ret == -1 && errno == EHWPOISON,
-			    "Expected EHWPOISON, rc: %i errno: %i exit: %u (%s)", ret, errno,
-			    run->exit_reason, exit_reason_str(run->exit_reason));
-		TEST_ASSERT(run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
-			    run->memory_fault.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE &&
-			    run->memory_fault.gpa == gpa && run->memory_fault.size == PAGE_SIZE,
-			    "Expected memory_fault flags 0x%llx gpa 0x%lx size 0x%llx, got exit %u flags 0x%llx gpa 0x%llx size 0x%llx",
-			    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE_SIZE, run->exit_reason,
-			    run->memory_fault.flags, run->memory_fault.gpa,
-			    run->memory_fault.size);
-	}
-}
-
 TEST_EXITS(hardware_error)
 {
 	const off_t offset = TEST_PAGE - GPA;
@@ -456,11 +348,11 @@ TEST_EXITS(hardware_error)
 
 	memcg_create(&cg);
 	memcg_enter(&cg);
-	pfn = fallocate_and_find(self->memfd, offset, &cg);
+	pfn = memcg_take_and_find(&cg, self->memfd, offset, NULL, PAGE_SIZE);
 
 	vcpu_fill(self->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
 	memory_error("corrupt-pfn", pfn);
-	expect_poison(self->vcpu, TEST_PAGE);
+	vcpu_expect_poison(self->vcpu, TEST_PAGE);
 
 	/* That page and no other. */
 	for (gpa = GPA; gpa < GPA + SIZE; gpa += PAGE_SIZE) {
@@ -475,12 +367,12 @@ TEST_EXITS(hardware_error)
 		    ret, errno);
 	ret = fallocate(self->memfd, FALLOC_FL_KEEP_SIZE, 0, SIZE);
 	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
-	expect_poison(self->vcpu, TEST_PAGE);
+	vcpu_expect_poison(self->vcpu, TEST_PAGE);
 
 	/* Nor does the slot matter. */
 	private_mem_set_slot(self, 0);
 	private_mem_set_slot(self, SIZE);
-	expect_poison(self->vcpu, TEST_PAGE);
+	vcpu_expect_poison(self->vcpu, TEST_PAGE);
 
 	/* A VMM that gives the page up gets another one. */
 	guest_memfd_punch(self->memfd, offset, PAGE_SIZE);
@@ -516,7 +408,7 @@ TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
 
 	memcg_create(&cg);
 	memcg_enter(&cg);
-	pfn = fallocate_and_find(mem->memfd, offset, &cg);
+	pfn = memcg_take_and_find(&cg, mem->memfd, offset, NULL, PAGE_SIZE);
 	vcpu_fill(mem->vcpu, TEST_PAGE, 0x1234, PAGE_SIZE);
 
 	snprintf(buf, sizeof(buf), "0x%llx", pfn * PAGE_SIZE);
@@ -530,7 +422,7 @@ TEST_F_TIMEOUT(exits, soft_offline, EXITS_TIMEOUT)
 	ret = pwrite(mem->memfd, page, PAGE_SIZE, offset);
 	TEST_ASSERT(ret == -1 && errno == EEXIST,
 		    "Expected EEXIST from pwrite() to the page, rc: %i errno: %i", ret, errno);
-	frames = find_file_pages(&cg, &nr_frames);
+	frames = memcg_find_file_pages(&cg, &nr_frames);
 	TEST_ASSERT(frames[pfn], "Expected page frame 0x%lx to be the file's still", pfn);
 	free(frames);
 

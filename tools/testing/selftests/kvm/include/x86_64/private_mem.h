@@ -67,11 +67,14 @@ enum guest_access {
 	GUEST_EXEC,	/* jumps to gva, which holds guest_exec_code() */
 	GUEST_FILL,	/* writes @nr times the u64 @val from gva on */
 	GUEST_CHECK,	/* compares @nr u64 from gva on with @val, returns what is left */
+	GUEST_STAMP,	/* writes @val, @val + 1, ... to the ends of @nr pages from gva on */
+	GUEST_VERIFY,	/* compares @nr pages with what GUEST_STAMP wrote, returns what is left */
 };
 
 /* The instructions, for the guest's eyes only. */
 extern char guest_access_read[], guest_access_read_mmx[], guest_access_write[];
 extern char guest_access_exec[], guest_access_fill[], guest_access_check[];
+extern char guest_access_stamp[], guest_access_verify[];
 
 void vcpu_access_set(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
 		     uint64_t val, uint64_t nr);
@@ -106,16 +109,33 @@ static inline void vcpu_fill(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, 
 /* Fails the test unless the guest reads @val, and nothing else, in the range. */
 void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size);
 
+/*
+ * Many pages at once, and all different: the first and the last word of page i hold
+ * @val + i.  Verifying fails the test unless the guest finds them so.
+ */
+void vcpu_stamp(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t nr_pages);
+void vcpu_verify(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t nr_pages);
+
 /* The outcome of KVM_RUN was a fault on the private page at @gpa. */
 bool vcpu_is_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa);
 void vcpu_assert_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa);
 
+/* Any access to the page exits and says that it has a memory error. */
+void vcpu_expect_poison(struct kvm_vcpu *vcpu, uint64_t gpa);
+
 /* A write(2) to the private half must not be short. */
 void guest_memfd_write(int fd, const void *data, size_t size, off_t offset);
 void guest_memfd_punch(int fd, off_t offset, size_t size);
+void guest_memfd_allocate(int fd, off_t offset, size_t size);
+
+/* How much memory the file holds, in bytes. */
+uint64_t guest_memfd_held(int fd);
 
 /* Memory for the shared half. */
 void *shared_mem_alloc(size_t size);
+
+/* The same @offset behind a boundary of 2 MiB, until the process ends. */
+void *shared_mem_alloc_at(size_t size, size_t offset);
 
 struct kvm_vm *private_mem_vm_create(uint32_t nr_vcpus, uint64_t extra_pages,
 				     void *guest_code, struct kvm_vcpu *vcpus[]);
@@ -133,6 +153,8 @@ struct private_mem {
 	int memfd;
 };
 
+void __private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
+			  uint64_t extra_pages, uint64_t memfd_flags);
 void private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
 			uint64_t extra_pages);
 void private_mem_free(struct private_mem *mem);
@@ -145,12 +167,12 @@ void private_mem_set_slot(struct private_mem *mem, uint64_t size);
  * of its fixture, which has the name of its type.
  */
 #define TEST_F_MEMBER(fixture, name, type, timeout)			\
-static void test_##name(struct type *self);				\
+static void fixture##_test_##name(struct type *self);			\
 TEST_F_TIMEOUT(fixture, name, timeout)					\
 {									\
-	test_##name(&self->type);					\
+	fixture##_test_##name(&self->type);				\
 }									\
-static void test_##name(struct type *self)
+static void fixture##_test_##name(struct type *self)
 
 /* A memory cgroup of the test's own. */
 struct memcg {
@@ -164,6 +186,65 @@ void memcg_destroy(struct memcg *cg);
 void memcg_enter(struct memcg *cg);
 void memcg_limit(struct memcg *cg, long bytes);
 long memcg_usage(struct memcg *cg);
+
+/*
+ * The first page frame of what the file gets at @offset, as one folio: from @data, or
+ * allocated if that is NULL.  The calling process has to be in the group.
+ */
+uint64_t memcg_take_and_find(struct memcg *cg, int memfd, off_t offset, const void *data,
+			     size_t size);
+
+/* Of each page frame: whether it is the first of a folio in a file, charged to the group. */
+uint8_t *memcg_find_file_pages(struct memcg *cg, uint64_t *nr);
+
+/*
+ * Has the host suffer a memory error: @name is "corrupt-pfn", or "unpoison-pfn" to
+ * put an end to it.  Returns an errno.
+ */
+int __memory_error(const char *name, uint64_t pfn);
+void memory_error(const char *name, uint64_t pfn);
+
+/* Gives back memory that is not zero, in pages of both sizes. */
+void dirty_free_memory(size_t size);
+
+/* A line of /proc/meminfo in bytes, one of /proc/vmstat. */
+long meminfo_bytes(const char *name);
+long vmstat_value(const char *name);
+
+static inline bool host_has_huge_pages(void)
+{
+	return !access("/sys/kernel/mm/transparent_hugepage", F_OK);
+}
+
+/* Memory in files, other than shmem's, that is in huge pages. */
+static inline long file_huge_bytes(void)
+{
+	return meminfo_bytes("FileHugePages");
+}
+
+/*
+ * Makes slab allocations of the calling thread fail between begin and end, all but the
+ * first ones, of @space bytes; setting it up returns false where the kernel cannot do
+ * that.
+ */
+bool failslab_setup(void);
+void failslab_begin(int space);
+void failslab_end(void);
+
+/*
+ * Memory that is free but not in one piece: next to nothing of it is a free block of
+ * 2 MiB, and what lies in between cannot be moved.
+ */
+struct fragments {
+	int memfd;
+};
+
+bool memory_fragment(struct fragments *f, struct kvm_vm *vm);
+
+/* The same, but what is free is in blocks, nearly all of which hold other things. */
+bool memory_dirty(struct fragments *f);
+
+void memory_unfragment(struct fragments *f);
 
 /* Fails the test unless all of @val gets into the file @name in @dir. */
 void dir_write(const char *dir, const char *name, const char *val);

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <linux/falloc.h>
+#include <linux/kernel-page-flags.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -41,6 +42,25 @@ asm(".pushsection .text\n"
 	"	je 1f\n"
 	"	lea 1(%rcx), %rax\n"
 	"1:	outb %al, %dx\n"
+	"guest_access_stamp:\n"
+	"	mov %rax, (%rdi)\n"
+	"	mov %rax, 0xff8(%rdi)\n"
+	"	inc %rax\n"
+	"	add $0x1000, %rdi\n"
+	"	dec %rcx\n"
+	"	jnz guest_access_stamp\n"
+	"	outb %al, %dx\n"
+	"guest_access_verify:\n"
+	"	cmp %rax, (%rdi)\n"
+	"	jne 1f\n"
+	"	cmp %rax, 0xff8(%rdi)\n"
+	"	jne 1f\n"
+	"	inc %rax\n"
+	"	add $0x1000, %rdi\n"
+	"	dec %rcx\n"
+	"	jnz guest_access_verify\n"
+	"1:	mov %rcx, %rax\n"
+	"	outb %al, %dx\n"
 	".popsection\n");
 
 static char * const guest_access_code[] = {
@@ -50,6 +70,8 @@ static char * const guest_access_code[] = {
 	[GUEST_EXEC]	= guest_access_exec,
 	[GUEST_FILL]	= guest_access_fill,
 	[GUEST_CHECK]	= guest_access_check,
+	[GUEST_STAMP]	= guest_access_stamp,
+	[GUEST_VERIFY]	= guest_access_verify,
 };
 
 bool vcpu_is_guest_call(struct kvm_vcpu *vcpu)
@@ -156,6 +178,28 @@ void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size
 	TEST_FAIL("Guest expected 0x%lx at 0x%lx, read 0x%lx", val, gva, seen);
 }
 
+void vcpu_stamp(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t nr_pages)
+{
+	if (nr_pages)
+		vcpu_access(vcpu, GUEST_STAMP, gva, val, nr_pages);
+}
+
+void vcpu_verify(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t nr_pages)
+{
+	uint64_t left = 0, page;
+
+	if (nr_pages)
+		left = vcpu_access(vcpu, GUEST_VERIFY, gva, val, nr_pages);
+	if (!left)
+		return;
+
+	page = nr_pages - left;
+	gva += page * PAGE_SIZE;
+	TEST_FAIL("Guest expected 0x%lx at both ends of the page at 0x%lx, read 0x%lx and 0x%lx",
+		  val + page, gva, vcpu_read_u64(vcpu, gva),
+		  vcpu_read_u64(vcpu, gva + PAGE_SIZE - 8));
+}
+
 bool vcpu_is_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t gpa)
 {
 	struct kvm_run *run = vcpu->run;
@@ -182,6 +226,27 @@ void vcpu_assert_private_fault(struct kvm_vcpu *vcpu, int ret, int err, uint64_t
 		    run->memory_fault.flags, run->memory_fault.gpa, run->memory_fault.size);
 }
 
+void vcpu_expect_poison(struct kvm_vcpu *vcpu, uint64_t gpa)
+{
+	struct kvm_run *run = vcpu->run;
+	enum guest_access access;
+	int ret;
+
+	for (access = GUEST_READ; access <= GUEST_EXEC; access++) {
+		ret = __vcpu_access(vcpu, access, gpa, 0, 0);
+		TEST_ASSERT(ret == -1 && errno == EHWPOISON,
+			    "Expected EHWPOISON at 0x%lx, rc: %i errno: %i exit: %u (%s)", gpa,
+			    ret, errno, run->exit_reason, exit_reason_str(run->exit_reason));
+		TEST_ASSERT(run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
+			    run->memory_fault.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE &&
+			    run->memory_fault.gpa == gpa && run->memory_fault.size == PAGE_SIZE,
+			    "Expected memory_fault flags 0x%llx gpa 0x%lx size 0x%llx, got exit %u flags 0x%llx gpa 0x%llx size 0x%llx",
+			    KVM_MEMORY_EXIT_FLAG_PRIVATE, gpa, PAGE_SIZE, run->exit_reason,
+			    run->memory_fault.flags, run->memory_fault.gpa,
+			    run->memory_fault.size);
+	}
+}
+
 void guest_memfd_write(int fd, const void *data, size_t size, off_t offset)
 {
 	ssize_t ret = pwrite(fd, data, size, offset);
@@ -197,6 +262,22 @@ void guest_memfd_punch(int fd, off_t offset, size_t size)
 	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate(PUNCH_HOLE)", ret));
 }
 
+void guest_memfd_allocate(int fd, off_t offset, size_t size)
+{
+	int ret = fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, size);
+
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fallocate()", ret));
+}
+
+uint64_t guest_memfd_held(int fd)
+{
+	struct stat st;
+	int ret = fstat(fd, &st);
+
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("fstat()", ret));
+	return st.st_blocks * 512;
+}
+
 void *shared_mem_alloc(size_t size)
 {
 	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -204,6 +285,13 @@ void *shared_mem_alloc(size_t size)
 
 	TEST_ASSERT(mem != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));
 	return mem;
+}
+
+void *shared_mem_alloc_at(size_t size, size_t offset)
+{
+	uintptr_t mem = (uintptr_t)shared_mem_alloc(size + 2 * PG_SIZE_2M);
+
+	return (void *)((mem + PG_SIZE_2M - 1) / PG_SIZE_2M * PG_SIZE_2M + offset);
 }
 
 /*
@@ -259,18 +347,24 @@ void private_mem_set_slot(struct private_mem *mem, uint64_t size)
 				   size, mem->shared, mem->memfd, 0);
 }
 
-void private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
-			uint64_t extra_pages)
+void __private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
+			  uint64_t extra_pages, uint64_t memfd_flags)
 {
 	mem->gpa = gpa;
 	mem->size = size;
 	mem->vm = private_mem_vm_create(1, extra_pages, NULL, &mem->vcpu);
-	mem->memfd = vm_create_guest_memfd(mem->vm, size, 0);
+	mem->memfd = vm_create_guest_memfd(mem->vm, size, memfd_flags);
 	mem->shared = shared_mem_alloc(size);
 	virt_map(mem->vm, gpa, gpa, size / PAGE_SIZE);
 
 	private_mem_set_slot(mem, size);
 	vm_mem_set_private(mem->vm, gpa, size);
+}
+
+void private_mem_create(struct private_mem *mem, uint64_t gpa, uint64_t size,
+			uint64_t extra_pages)
+{
+	__private_mem_create(mem, gpa, size, extra_pages, 0);
 }
 
 /* A test that has closed the file leaves -1 in its place. */
@@ -360,6 +454,331 @@ void memcg_destroy(struct memcg *cg)
 		    errno, strerror(errno));
 	umount2(cg->mnt, MNT_DETACH);
 	rmdir(cg->mnt);
+}
+
+/*
+ * Nothing tells where the pages of a guest_memfd are.  But they are charged to
+ * the cgroup of the process that allocates them, and /proc/kpagecgroup says
+ * which page frames those are: what is new after fallocate(), and is none of the
+ * process's own, is the page.  It counts a folio by its first page, which is aligned:
+ * to look there only saves most of the time, of which each entry takes much.
+ */
+static uint8_t *find_folios(struct memcg *cg, int align, uint64_t *nr)
+{
+	const uint64_t others = BIT(KPF_ANON) | BIT(KPF_MMAP) | BIT(KPF_SLAB) | BIT(KPF_BUDDY) |
+				BIT(KPF_PGTABLE) | BIT(KPF_HWPOISON);
+	static uint64_t inos[1 << 14];
+	const int step = align > 1 ? align : ARRAY_SIZE(inos);
+	const int nr_inos = align > 1 ? 1 : step;
+	uint64_t flags, first, pfn = 0;
+	uint8_t *found = NULL;
+	int cgroups, fd, i;
+	struct stat st;
+	ssize_t ret;
+
+	TEST_ASSERT(!stat(cg->dir, &st), "Cannot stat %s", cg->dir);
+	cgroups = open_path_or_exit("/proc/kpagecgroup", O_RDONLY);
+	fd = open_path_or_exit("/proc/kpageflags", O_RDONLY);
+
+	for (first = 0; ; first += step) {
+		ret = pread(cgroups, inos, nr_inos * sizeof(*inos), first * sizeof(*inos));
+		if (ret <= 0)
+			break;
+		found = realloc(found, first + step);
+		TEST_ASSERT(found, "Insufficient memory");
+		memset(found + first, false, step);
+		for (i = 0; i < ret / (int)sizeof(*inos); i++) {
+			pfn = first + i;
+			if (inos[i] != st.st_ino)
+				continue;
+			TEST_ASSERT(pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) ==
+				    sizeof(flags), "Cannot read the flags of page 0x%lx", pfn);
+			found[pfn] = !(flags & others);
+		}
+	}
+	TEST_ASSERT(!ret, __KVM_SYSCALL_ERROR("pread(kpagecgroup)", (int)ret));
+	close(cgroups);
+	close(fd);
+
+	*nr = first;
+	return found;
+}
+
+uint8_t *memcg_find_file_pages(struct memcg *cg, uint64_t *nr)
+{
+	return find_folios(cg, 1, nr);
+}
+
+/*
+ * The only one that the cgroup has more than before.  Others can come in between,
+ * of the program itself as it is read in from its file; then the memory is given
+ * back and taken anew.
+ */
+uint64_t memcg_take_and_find(struct memcg *cg, int memfd, off_t offset, const void *data,
+			     size_t size)
+{
+	uint64_t pfn, nr_frames, found = 0, nr = 0;
+	uint8_t *before, *after;
+	int i;
+
+	for (i = 0; i < 5 && nr != 1; i++) {
+		guest_memfd_punch(memfd, offset, size);
+		before = find_folios(cg, size / PAGE_SIZE, &nr_frames);
+		if (data)
+			guest_memfd_write(memfd, data, size, offset);
+		else
+			guest_memfd_allocate(memfd, offset, size);
+		after = find_folios(cg, size / PAGE_SIZE, &nr_frames);
+
+		for (nr = 0, pfn = 0; pfn < nr_frames; pfn++) {
+			if (after[pfn] && !before[pfn]) {
+				found = pfn;
+				nr++;
+			}
+		}
+		free(before);
+		free(after);
+	}
+	TEST_ASSERT(nr == 1, "Expected one folio more in %s, found %lu", cg->dir, nr);
+
+	return found;
+}
+
+/* Fails where it is mounted already. */
+static void debugfs_mount(void)
+{
+	mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
+}
+
+int __memory_error(const char *name, uint64_t pfn)
+{
+	char path[64], buf[32];
+	int fd, len, err;
+
+	debugfs_mount();
+	snprintf(path, sizeof(path), "/sys/kernel/debug/hwpoison/%s", name);
+	len = snprintf(buf, sizeof(buf), "%lu", pfn);
+	fd = open_path_or_exit(path, O_WRONLY);
+	err = write(fd, buf, len) == len ? 0 : errno;
+	close(fd);
+	return err;
+}
+
+void memory_error(const char *name, uint64_t pfn)
+{
+	int err = __memory_error(name, pfn);
+
+	TEST_ASSERT(!err, "%s of page frame 0x%lx failed, errno: %i (%s)", name, pfn,
+		    err, strerror(err));
+}
+
+/* Huge pages are for the asking, so the other half gets small ones. */
+void dirty_free_memory(size_t size)
+{
+	uint8_t *mem = shared_mem_alloc(size);
+
+	madvise(mem, size / 2, MADV_HUGEPAGE);
+	madvise(mem + size / 2, size / 2, MADV_NOHUGEPAGE);
+	memset(mem, 0xdd, size);
+	munmap(mem, size);
+}
+
+/* The number behind @name and a separator, in a file with a name in each line. */
+static long named_value(const char *path, const char *name)
+{
+	size_t len = strlen(name);
+	char line[128];
+	long val = -1;
+	FILE *f;
+
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "Cannot open %s", path);
+	while (val < 0 && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len) && (line[len] == ':' || line[len] == ' '))
+			val = atol(line + len + 1);
+	fclose(f);
+	TEST_ASSERT(val >= 0, "No %s in %s", name, path);
+	return val;
+}
+
+long meminfo_bytes(const char *name)
+{
+	return named_value("/proc/meminfo", name) << 10;
+}
+
+long vmstat_value(const char *name)
+{
+	return named_value("/proc/vmstat", name);
+}
+
+#define FAILSLAB	"/sys/kernel/debug/failslab"
+
+static int make_it_fail;
+
+/*
+ * Open from the start: to open a file is to allocate.  Only a thread that asks for
+ * it is hit, so the rest can stay as it is set up here.
+ */
+bool failslab_setup(void)
+{
+	debugfs_mount();
+	make_it_fail = open("/proc/thread-self/make-it-fail", O_RDWR);
+	if (make_it_fail < 0 || access(FAILSLAB "/probability", W_OK))
+		return false;
+
+	dir_write(FAILSLAB, "task-filter", "Y");
+	dir_write(FAILSLAB, "ignore-gfp-wait", "N");
+	dir_write(FAILSLAB, "verbose", "0");
+	dir_write(FAILSLAB, "interval", "1");
+	dir_write(FAILSLAB, "times", "1000000");
+	dir_write(FAILSLAB, "probability", "100");
+	return true;
+}
+
+static void failslab_set(const char *val)
+{
+	TEST_ASSERT(pwrite(make_it_fail, val, 1, 0) == 1, "Cannot write make-it-fail");
+}
+
+void failslab_begin(int space)
+{
+	char buf[16];
+
+	snprintf(buf, sizeof(buf), "%d", space);
+	dir_write(FAILSLAB, "space", buf);
+	failslab_set("1");
+}
+
+void failslab_end(void)
+{
+	failslab_set("0");
+}
+
+/* Free blocks of 2 MiB; those of the DMA zone are for nobody but its users. */
+static long free_blocks(void)
+{
+	long nr[11] = {}, blocks = 0;
+	char line[256], *p;
+	FILE *f;
+	int i;
+
+	f = fopen("/proc/buddyinfo", "r");
+	TEST_ASSERT(f, "Cannot open /proc/buddyinfo");
+	while (fgets(line, sizeof(line), f)) {
+		p = strstr(line, "zone");
+		if (!p || !strncmp(p + 4 + strspn(p + 4, " "), "DMA ", 4))
+			continue;
+		p += 4 + strspn(p + 4, " ");
+		p += strcspn(p, " ");
+		for (i = 0; i < ARRAY_SIZE(nr); i++)
+			nr[i] = strtol(p, &p, 10);
+		blocks += nr[9] + 2 * nr[10];
+	}
+	fclose(f);
+	return blocks;
+}
+
+#define NR_HUGEPAGES	"nr_hugepages"
+#define SYSCTL_VM	"/proc/sys/vm"
+
+static long nr_hugepages(void)
+{
+	return named_value("/proc/meminfo", "HugePages_Total");
+}
+
+static void set_nr_hugepages(long nr)
+{
+	char buf[32];
+
+	snprintf(buf, sizeof(buf), "%ld", nr);
+	dir_write(SYSCTL_VM, NR_HUGEPAGES, buf);
+}
+
+/* However the test ends, the next one wants its memory. */
+static long nr_hugepages_before = -1;
+
+static void give_back_most_of_memory(void)
+{
+	if (nr_hugepages_before >= 0)
+		set_nr_hugepages(nr_hugepages_before);
+	nr_hugepages_before = -1;
+}
+
+/* Most of the memory goes to hugetlb, which takes no time. */
+static bool take_most_of_memory(struct fragments *f, long left)
+{
+	long blocks = free_blocks();
+
+	if (access(SYSCTL_VM "/" NR_HUGEPAGES, W_OK))
+		return false;
+
+	f->memfd = -1;
+	nr_hugepages_before = nr_hugepages();
+	atexit(give_back_most_of_memory);
+	if (blocks > left)
+		set_nr_hugepages(nr_hugepages_before + blocks - left);
+	return true;
+}
+
+#define BLOCKS_LEFT	64
+
+/* The rest goes to a file of small pages, which cannot be moved; one in 16 is kept. */
+bool memory_fragment(struct fragments *f, struct kvm_vm *vm)
+{
+	const size_t size = BLOCKS_LEFT * 3 / 4 * PG_SIZE_2M;
+	const off_t stride = 16 * PAGE_SIZE;
+	long blocks;
+	off_t offset;
+	int i;
+
+	if (!take_most_of_memory(f, BLOCKS_LEFT))
+		return false;
+
+	f->memfd = vm_create_guest_memfd(vm, size, 0);
+	guest_memfd_allocate(f->memfd, 0, size);
+	for (offset = 0; offset < size; offset += stride)
+		guest_memfd_punch(f->memfd, offset + PAGE_SIZE, stride - PAGE_SIZE);
+
+	/* What remains of large blocks. */
+	for (i = 0; i < 5 && (blocks = free_blocks()); i++)
+		set_nr_hugepages(nr_hugepages() + blocks);
+	return true;
+}
+
+/*
+ * By pipes: what they hold cannot be moved, and the allocator keeps blocks of such
+ * memory apart from those that processes have.
+ */
+bool memory_dirty(struct fragments *f)
+{
+	const size_t size = 1 << 20;
+	int pipes[2 * (BLOCKS_LEFT - 8)][2], i;
+	char *data = malloc(size);
+
+	if (!take_most_of_memory(f, BLOCKS_LEFT))
+		return false;
+
+	TEST_ASSERT(data, "Insufficient memory");
+	memset(data, 0xdd, size);
+	for (i = 0; i < ARRAY_SIZE(pipes); i++) {
+		int *p = pipes[i];
+
+		TEST_ASSERT(!pipe(p) && fcntl(p[1], F_SETPIPE_SZ, size) == size &&
+			    write(p[1], data, size) == size, __KVM_SYSCALL_ERROR("pipe()", -1));
+	}
+	for (i = 0; i < ARRAY_SIZE(pipes); i++) {
+		close(pipes[i][0]);
+		close(pipes[i][1]);
+	}
+	free(data);
+	return true;
+}
+
+void memory_unfragment(struct fragments *f)
+{
+	give_back_most_of_memory();
+	if (f->memfd >= 0)
+		close(f->memfd);
 }
 
 /* Returns the former value, or -1 where KVM cannot be told to emulate. */

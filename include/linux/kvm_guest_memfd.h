@@ -27,6 +27,7 @@ struct kvm_gmem_slot {
 	pgoff_t pgoff;
 };
 
+u64 kvm_gmem_supported_flags(void);
 int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args);
 int kvm_gmem_bind(struct kvm *kvm, struct kvm_memory_slot *slot,
 		  unsigned int fd, u64 offset);

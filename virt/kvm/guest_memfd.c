@@ -16,6 +16,13 @@
  * cleared when it is first handed out. An up-to-date folio is cleared again when
  * it leaves the file, before anybody else can have it.
  *
+ * A file can have huge folios, if it was made so: of a size that the MMU can map
+ * by one entry, for blocks of the file that are aligned to it. One is put in
+ * where all of a block is asked for, the block has nothing yet and the host has
+ * one to spare; everything else is single pages. It is split where a part of it
+ * is to go. If the split cannot be had, because memory is short or somebody has
+ * a reference for too long, that part is cleared and stays.
+ *
  * References: the file holds the VM. A memslot does not hold the file, or
  * neither would ever go away; it points to the file under RCU, and closing the
  * last descriptor takes the memory out of the guest's reach and clears the
@@ -27,15 +34,17 @@
  *
  * - kvm->slots_lock: the file pointers of memslots, binding and unbinding.
  * - mapping->invalidate_lock: held for write to change bindings, the list of
- *   views, or to take folios out that the guest may have; for read by
- *   fallocate() to put one in.
+ *   views, or to split folios and take them out that the guest may have; for
+ *   read by fallocate() to put one in, or to take it back. So it is what
+ *   protects folio->private, fallocate()'s note of whose the folio is. Page
+ *   faults and pwrite() fill holes without it: nobody maps a hole.
  * - mapping->private_lock: also held to change the list of views, so that the
  *   memory-error path, which comes with a folio locked and can take neither of
  *   the above, can walk it. Bindings are freed after an RCU grace period for
  *   the same reason.
- * - the folio lock: clearing a folio, and KVM's own access to the contents. It
- *   is held while a folio leaves the file, so contents cannot change after
- *   they were cleared.
+ * - the folio lock: clearing a folio, splitting it, and KVM's own access to the
+ *   contents. It is held while a folio leaves the file, so contents cannot
+ *   change after they were cleared.
  *
  * A page fault takes none of these but the folio lock, of one folio. It is the
  * invalidation of the gfn that makes it safe: after the fault looked up its
@@ -43,10 +52,12 @@
  */
 
 #include <linux/anon_inodes.h>
+#include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/falloc.h>
 #include <linux/highmem.h>
+#include <linux/huge_mm.h>
 #include <linux/kvm_guest_memfd.h>
 #include <linux/kvm_host.h>
 #include <linux/pagemap.h>
@@ -59,6 +70,12 @@
 
 /* Bindings carry a mark; a find by mark skips the empty slots of a node. */
 #define BINDING		XA_MARK_0
+
+#define GMEM_HUGE_ORDER	(PMD_SHIFT - PAGE_SHIFT)
+#define GMEM_HUGE_PAGES	BIT(GMEM_HUGE_ORDER)
+
+/* How often to try a split, with a millisecond or two in between. */
+#define GMEM_SPLIT_TRIES	100
 
 static const struct file_operations kvm_gmem_fops;
 
@@ -166,56 +183,139 @@ static void gmem_unmap(struct kvm_gmem *gmem, pgoff_t start, pgoff_t end,
 	}
 }
 
-static struct folio *gmem_alloc_folio(struct address_space *mapping)
+/*
+ * A huge folio is a gain and not a need: take it if the host has one, but let
+ * nobody wait for it. The host hears of the demand, and may have one next time.
+ */
+static gfp_t gmem_gfp(struct address_space *mapping, unsigned int order)
 {
-	return filemap_alloc_folio(mapping_gfp_mask(mapping), 0);
+	gfp_t gfp = mapping_gfp_mask(mapping);
+
+	if (order)
+		gfp &= ~(__GFP_DIRECT_RECLAIM | __GFP_RETRY_MAYFAIL);
+
+	return gfp;
+}
+
+static struct folio *gmem_alloc_folio(struct address_space *mapping,
+				      unsigned int order)
+{
+	return filemap_alloc_folio(gmem_gfp(mapping, order), order);
 }
 
 static int gmem_add_folio(struct address_space *mapping, struct folio *folio,
 			  pgoff_t index)
 {
-	return filemap_add_folio(mapping, folio, index, mapping_gfp_mask(mapping));
+	return filemap_add_folio(mapping, folio, index,
+				 gmem_gfp(mapping, folio_order(folio)));
 }
 
 /*
- * The folio at @index, locked. Allocates it where the file has a hole; a folio
- * that is allocated here has @cookie in its private field.
+ * Put a folio into a hole, locked, with @cookie in its private field. Returns
+ * -EEXIST if there is something in the way.
  */
-static struct folio *gmem_get_folio(struct address_space *mapping,
-				    pgoff_t index, void *cookie)
+static struct folio *gmem_new_folio(struct address_space *mapping,
+				    pgoff_t index, unsigned int order,
+				    void *cookie)
 {
 	struct folio *folio;
 	int r;
+
+	folio = gmem_alloc_folio(mapping, order);
+	if (!folio)
+		return ERR_PTR(-ENOMEM);
+
+	folio->private = cookie;
+	r = gmem_add_folio(mapping, folio, index);
+	if (r) {
+		folio->private = NULL;
+		folio_put(folio);
+		return ERR_PTR(r);
+	}
+
+	return folio;
+}
+
+/* Whether the file has no page in [start, end), at this moment. */
+static bool gmem_is_hole(struct address_space *mapping, pgoff_t start,
+			 pgoff_t end)
+{
+	unsigned long index = start;
+
+	return !xa_find(&mapping->i_pages, &index, end - 1, XA_PRESENT);
+}
+
+/* Whether the block around @index can be a huge folio, all in [start, end). */
+static bool gmem_block_fits(struct address_space *mapping, pgoff_t index,
+			    pgoff_t start, pgoff_t end)
+{
+	pgoff_t first = round_down(index, GMEM_HUGE_PAGES);
+
+	return mapping_large_folio_support(mapping) &&
+	       first >= start && first + GMEM_HUGE_PAGES <= end;
+}
+
+/*
+ * The folio at @index, locked. Allocates it where the file has a hole, a huge one
+ * if @huge and if that can be had; a folio that is allocated here has @cookie in
+ * its private field.
+ */
+static struct folio *gmem_get_folio(struct address_space *mapping,
+				    pgoff_t index, bool huge, void *cookie)
+{
+	pgoff_t block = round_down(index, GMEM_HUGE_PAGES);
+	struct folio *folio;
 
 	do {
 		folio = __filemap_get_folio(mapping, index, FGP_LOCK, 0);
 		if (folio)
 			return folio;
 
-		folio = gmem_alloc_folio(mapping);
-		if (!folio)
-			return ERR_PTR(-ENOMEM);
+		folio = ERR_PTR(-ENOMEM);
+		if (huge && gmem_is_hole(mapping, block, block + GMEM_HUGE_PAGES))
+			folio = gmem_new_folio(mapping, block, GMEM_HUGE_ORDER, cookie);
+		if (IS_ERR(folio))
+			folio = gmem_new_folio(mapping, index, 0, cookie);
+	} while (folio == ERR_PTR(-EEXIST));
 
-		folio->private = cookie;
-		r = gmem_add_folio(mapping, folio, index);
-		if (!r)
-			return folio;
-
-		folio->private = NULL;
-		folio_put(folio);
-	} while (r == -EEXIST);
-
-	return ERR_PTR(r);
+	return folio;
 }
 
-/* Make a locked folio fit to be seen. */
-static int gmem_prepare_folio(struct folio *folio)
+/*
+ * Clear pages of a locked folio. One that has a memory error is not touched, it
+ * will not be seen again.
+ */
+static void gmem_clear_pages(struct folio *folio, unsigned long first,
+			     unsigned long nr)
 {
-	if (folio_test_hwpoison(folio))
+	void *address = folio_address(folio) + first * PAGE_SIZE;
+	unsigned long i;
+
+	BUILD_BUG_ON(IS_ENABLED(CONFIG_HIGHMEM));
+
+	/* In one go: this is most of what the first touch of a huge page takes. */
+	if (folio_test_large(folio) ? !folio_test_has_hwpoisoned(folio) :
+				      !folio_test_hwpoison(folio)) {
+		memset(address, 0, nr * PAGE_SIZE);
+		if (nr > 1)
+			cond_resched();
+		return;
+	}
+
+	for (i = 0; i < nr; i++) {
+		if (!PageHWPoison(folio_page(folio, first + i)))
+			clear_page(address + i * PAGE_SIZE);
+	}
+}
+
+/* Make a locked folio fit to be seen, above all its page at @index. */
+static int gmem_prepare_folio(struct folio *folio, pgoff_t index)
+{
+	if (PageHWPoison(folio_file_page(folio, index)))
 		return -EHWPOISON;
 
 	if (!folio_test_uptodate(folio)) {
-		clear_highpage(folio_page(folio, 0));
+		gmem_clear_pages(folio, 0, folio_nr_pages(folio));
 		folio_mark_uptodate(folio);
 	}
 
@@ -247,14 +347,36 @@ pgoff_t kvm_gmem_index(struct kvm_memory_slot *slot, gfn_t gfn)
 	return gfn - slot->base_gfn + slot->gmem.pgoff;
 }
 
+/*
+ * Whether an access to @gfn may take a huge folio: if the guest can have all of it
+ * as private memory now. What changes meanwhile costs memory, not correctness.
+ */
+static bool gmem_slot_wants_huge(struct kvm_memory_slot *slot, struct file *file,
+				 gfn_t gfn)
+{
+	struct kvm_gmem *gmem = file->private_data;
+	pgoff_t index = kvm_gmem_index(slot, gfn);
+	gfn_t first;
+
+	if (!gmem_block_fits(file->f_mapping, index, slot->gmem.pgoff,
+			     slot->gmem.pgoff + slot->npages))
+		return false;
+
+	first = gfn - index % GMEM_HUGE_PAGES;
+	return kvm_mem_attrs_uniform(&gmem->kvm->mem_attributes, first,
+				     first + GMEM_HUGE_PAGES,
+				     KVM_MEMORY_ATTRIBUTE_PRIVATE);
+}
+
 /**
  * kvm_gmem_lock_folio - get at the contents of a private page
  * @slot: the memslot that covers @gfn
  * @gfn: the page
  * @atomic: whether the caller cannot sleep
  *
- * The contents may be read and written until the folio is unlocked. An atomic
- * caller gets only what the file has and nobody else is using.
+ * The contents of the page, one of the folio's, may be read and written until the
+ * folio is unlocked. An atomic caller gets only what the file has and nobody else
+ * is using.
  *
  * Context: SRCU protects @slot.
  * Return: the folio, locked and with a reference, or an ERR_PTR: -EFAULT if no
@@ -264,28 +386,30 @@ pgoff_t kvm_gmem_index(struct kvm_memory_slot *slot, gfn_t gfn)
 struct folio *kvm_gmem_lock_folio(struct kvm_memory_slot *slot, gfn_t gfn,
 				  bool atomic)
 {
+	pgoff_t index = kvm_gmem_index(slot, gfn);
 	struct file *file = gmem_get_file(slot);
 	struct folio *folio;
-	pgoff_t index;
 	int r;
 
 	if (!file)
 		return ERR_PTR(-EFAULT);
 
-	index = kvm_gmem_index(slot, gfn);
-	if (!atomic) {
-		folio = gmem_get_folio(file->f_mapping, index, NULL);
-	} else {
-		folio = __filemap_get_folio(file->f_mapping, index,
-					    FGP_LOCK | FGP_NOWAIT, 0);
-		if (!folio)
-			folio = ERR_PTR(-EAGAIN);
-	}
+	folio = __filemap_get_folio(file->f_mapping, index,
+				    FGP_LOCK | (atomic ? FGP_NOWAIT : 0), 0);
+	if (!folio && atomic)
+		folio = ERR_PTR(-EAGAIN);
+	else if (!folio)
+		folio = gmem_get_folio(file->f_mapping, index,
+				       gmem_slot_wants_huge(slot, file, gfn), NULL);
 	fput(file);
 	if (IS_ERR(folio))
 		return folio;
 
-	r = gmem_prepare_folio(folio);
+	/* To clear a huge folio takes too long where one cannot sleep. */
+	if (atomic && folio_test_large(folio) && !folio_test_uptodate(folio))
+		r = -EAGAIN;
+	else
+		r = gmem_prepare_folio(folio, index);
 	if (r) {
 		folio_unlock(folio);
 		folio_put(folio);
@@ -301,7 +425,7 @@ struct folio *kvm_gmem_lock_folio(struct kvm_memory_slot *slot, gfn_t gfn,
  * @gfn: the page
  * @pfn: set to the page frame, with a reference
  * @order: set to the order of the largest block around @gfn that the file has
- *         in one piece
+ *         in one piece, as aligned in the file as it is for the guest
  *
  * The caller must have noted kvm->mmu_invalidate_seq before it found out that
  * @gfn is private, and check with mmu_lock held that nothing invalidated @gfn
@@ -314,12 +438,17 @@ int kvm_gmem_get_pfn(struct kvm_memory_slot *slot, gfn_t gfn, kvm_pfn_t *pfn,
 		     unsigned int *order)
 {
 	struct folio *folio = kvm_gmem_lock_folio(slot, gfn, false);
+	pgoff_t index = kvm_gmem_index(slot, gfn);
 
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
-	*pfn = page_to_pfn(folio_file_page(folio, kvm_gmem_index(slot, gfn)));
-	*order = 0;
+	*pfn = page_to_pfn(folio_file_page(folio, index));
+	*order = folio_order(folio);
+	/* A page of it that has a memory error must not be mapped with it. */
+	if ((*order && folio_test_has_hwpoisoned(folio)) ||
+	    !IS_ALIGNED(gfn ^ index, 1UL << *order))
+		*order = 0;
 	folio_unlock(folio);
 
 	return 0;
@@ -451,19 +580,128 @@ void kvm_gmem_copy_slot(struct kvm_memory_slot *dest,
 	dest->gmem.pgoff = src->gmem.pgoff;
 }
 
+/*
+ * Take a folio that is locked out of the file. Nothing is in error: this is how a
+ * module truncates a single folio.
+ */
+static void gmem_remove_folio(struct address_space *mapping, struct folio *folio)
+{
+	WARN_ON_ONCE(generic_error_remove_page(mapping, &folio->page));
+}
+
+/*
+ * Split a huge folio that is locked. The pages stay where they are, in memory and
+ * in the file, so that nobody's mapping of them is wrong.
+ */
+static int gmem_split_folio(struct address_space *mapping, struct folio *folio)
+{
+	void *cookie = folio->private;
+	unsigned long i;
+	int r;
+
+	lockdep_assert_held_write(&mapping->invalidate_lock);
+
+	r = split_folio(folio);
+	if (r || !cookie)
+		return r;
+
+	/*
+	 * Whoever put the folio in may want to take the pages back. From a folio
+	 * that a memory error split meanwhile it gets the first page only.
+	 */
+	for (i = 1; i < GMEM_HUGE_PAGES; i++)
+		set_page_private(nth_page(&folio->page, i), (unsigned long)cookie);
+
+	return 0;
+}
+
+/*
+ * Clear those pages of [start, end) that are of this folio. Returns the page after
+ * them.
+ */
+static pgoff_t gmem_clear_part(struct folio *folio, pgoff_t start, pgoff_t end)
+{
+	end = min(end, folio_next_index(folio));
+
+	/* What nobody has seen yet will be cleared anyway. */
+	if (folio_test_uptodate(folio))
+		gmem_clear_pages(folio, start - folio->index, end - start);
+
+	return end;
+}
+
+/*
+ * Punch [start, end), which is a part of one block. The pages of the block that
+ * are outside must keep what they have, whatever happens.
+ */
+static void gmem_punch_part(struct address_space *mapping, pgoff_t start,
+			    pgoff_t end)
+{
+	pgoff_t index = start;
+	struct folio *folio;
+	int tries = 0, r;
+	bool wait;
+
+	while (index < end) {
+		folio = __filemap_get_folio(mapping, index, FGP_LOCK, 0);
+		if (!folio) {
+			index++;
+			continue;
+		}
+
+		wait = false;
+		if (!folio_test_large(folio)) {
+			gmem_remove_folio(mapping, folio);
+			index++;
+		} else {
+			r = gmem_split_folio(mapping, folio);
+			/* A fault, say, has a reference, and gives it up soon. */
+			wait = r == -EAGAIN && tries++ < GMEM_SPLIT_TRIES &&
+			       !fatal_signal_pending(current);
+			if (r && !wait)
+				index = gmem_clear_part(folio, index, end);
+		}
+		folio_unlock(folio);
+		folio_put(folio);
+
+		if (wait)
+			fsleep(USEC_PER_MSEC);
+		else
+			cond_resched();
+	}
+}
+
 static long gmem_punch_hole(struct address_space *mapping, loff_t offset,
 			    loff_t len)
 {
-	loff_t end = min(offset + len, i_size_read(mapping->host));
+	pgoff_t start, end, first, last;
 
-	if (offset >= end)
+	start = offset >> PAGE_SHIFT;
+	end = min(offset + len, i_size_read(mapping->host)) >> PAGE_SHIFT;
+	if (start >= end)
 		return 0;
 
 	filemap_invalidate_lock(mapping);
 
-	gmem_invalidate_begin(mapping, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
-	truncate_inode_pages_range(mapping, offset, end - 1);
-	gmem_invalidate_end(mapping, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
+	gmem_invalidate_begin(mapping, start, end);
+
+	/*
+	 * Truncation drops a folio as a whole when it cannot split it: let it
+	 * see blocks that are to go as a whole only.
+	 */
+	first = start;
+	last = end;
+	if (mapping_large_folio_support(mapping)) {
+		first = round_up(start, GMEM_HUGE_PAGES);
+		last = round_down(end, GMEM_HUGE_PAGES);
+		gmem_punch_part(mapping, start, min(first, end));
+		gmem_punch_part(mapping, max(first, last), end);
+	}
+	if (first < last)
+		truncate_inode_pages_range(mapping, (loff_t)first << PAGE_SHIFT,
+					   ((loff_t)last << PAGE_SHIFT) - 1);
+
+	gmem_invalidate_end(mapping, start, end);
 
 	filemap_invalidate_unlock(mapping);
 
@@ -478,23 +716,23 @@ static void gmem_undo_allocate(struct address_space *mapping, pgoff_t start,
 			       pgoff_t end, void *cookie)
 {
 	struct folio *folio;
-	pgoff_t index;
+	pgoff_t index, next;
 
-	for (index = start; index < end; index++) {
+	for (index = start; index < end; index = next) {
+		next = index + 1;
+		filemap_invalidate_lock_shared(mapping);
 		folio = __filemap_get_folio(mapping, index, FGP_LOCK, 0);
-		if (!folio)
-			continue;
+		if (folio) {
+			next = folio_next_index(folio);
+			/* What is not up to date, nobody has a mapping of. */
+			if (folio->private == cookie &&
+			    !folio_test_uptodate(folio))
+				gmem_remove_folio(mapping, folio);
 
-		/*
-		 * Since it is not up to date, nobody has a mapping of it.
-		 * Nothing is in error: this is how a module truncates a folio
-		 * that it has locked.
-		 */
-		if (folio->private == cookie && !folio_test_uptodate(folio))
-			generic_error_remove_page(mapping, folio_page(folio, 0));
-
-		folio_unlock(folio);
-		folio_put(folio);
+			folio_unlock(folio);
+			folio_put(folio);
+		}
+		filemap_invalidate_unlock_shared(mapping);
 		cond_resched();
 	}
 }
@@ -504,8 +742,9 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 {
 	pgoff_t start = offset >> PAGE_SHIFT, end = (offset + len) >> PAGE_SHIFT;
 	struct folio *folio;
-	pgoff_t index;
+	pgoff_t index, next;
 	void *cookie;
+	bool huge;
 	long r = 0;
 
 	if (offset + len > i_size_read(mapping->host))
@@ -514,7 +753,7 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 	/* Tells what this call puts in from what others did and do. */
 	cookie = (void *)atomic_long_inc_return(&gmem_allocations);
 
-	for (index = start; index < end; index++) {
+	for (index = start; index < end; index = next) {
 		if (fatal_signal_pending(current)) {
 			r = -EINTR;
 			break;
@@ -522,12 +761,13 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 
 		/*
 		 * Held so that a hole that is being punched comes to an end,
-		 * and for one page so that nobody waits for the whole range.
+		 * and for one folio so that nobody waits for the whole range.
 		 */
 		filemap_invalidate_lock_shared(mapping);
-		folio = gmem_get_folio(mapping, index, cookie);
-		filemap_invalidate_unlock_shared(mapping);
+		huge = gmem_block_fits(mapping, index, start, end);
+		folio = gmem_get_folio(mapping, index, huge, cookie);
 		if (IS_ERR(folio)) {
+			filemap_invalidate_unlock_shared(mapping);
 			r = PTR_ERR(folio);
 			break;
 		}
@@ -539,8 +779,10 @@ static long gmem_allocate(struct address_space *mapping, loff_t offset,
 		if (folio->private != cookie)
 			folio->private = NULL;
 
+		next = folio_next_index(folio);
 		folio_unlock(folio);
 		folio_put(folio);
+		filemap_invalidate_unlock_shared(mapping);
 		cond_resched();
 	}
 
@@ -571,29 +813,42 @@ static long kvm_gmem_fallocate(struct file *file, int mode, loff_t offset,
 }
 
 /*
- * Fill the hole at @index from userspace. The data is complete before the
- * folio is in the file, and no lock is held while it is copied.
+ * Fill the hole at @index from userspace, with a folio of this order. The data is
+ * complete before the folio is in the file, and no lock is held while it is
+ * copied. A page waits for a slow source; a huge folio, which is charged to nobody
+ * before it is in the file, takes what is at hand.
  */
 static int gmem_fill_hole(struct address_space *mapping, pgoff_t index,
-			  struct iov_iter *from)
+			  unsigned int order, struct iov_iter *from)
 {
+	unsigned long i, nr = 1UL << order;
+	size_t copied = 0, n;
 	struct folio *folio;
-	size_t copied;
 	int r;
 
 	/* Do not copy what cannot go in, the hole may be gone by then though. */
-	folio = __filemap_get_folio(mapping, index, 0, 0);
-	if (folio) {
-		folio_put(folio);
+	if (!gmem_is_hole(mapping, index, index + nr))
 		return -EEXIST;
-	}
 
-	folio = gmem_alloc_folio(mapping);
+	if (order && fault_in_iov_iter_readable(from, nr * PAGE_SIZE))
+		return -EFAULT;
+
+	folio = gmem_alloc_folio(mapping, order);
 	if (!folio)
 		return -ENOMEM;
 
-	copied = copy_page_from_iter(folio_page(folio, 0), 0, PAGE_SIZE, from);
-	if (copied != PAGE_SIZE) {
+	for (i = 0; i < nr && copied == i * PAGE_SIZE; i++) {
+		if (order)
+			n = copy_page_from_iter_atomic(folio_page(folio, i), 0,
+						       PAGE_SIZE, from);
+		else
+			n = copy_page_from_iter(folio_page(folio, i), 0,
+						PAGE_SIZE, from);
+		copied += n;
+		cond_resched();
+	}
+
+	if (copied != nr * PAGE_SIZE) {
 		r = -EFAULT;
 	} else {
 		folio_mark_uptodate(folio);
@@ -604,7 +859,7 @@ static int gmem_fill_hole(struct address_space *mapping, pgoff_t index,
 		folio_unlock(folio);
 	} else if (copied) {
 		/* It was meant for the guest only. */
-		clear_highpage(folio_page(folio, 0));
+		gmem_clear_pages(folio, 0, DIV_ROUND_UP(copied, PAGE_SIZE));
 		iov_iter_revert(from, copied);
 	}
 	folio_put(folio);
@@ -617,6 +872,8 @@ static ssize_t kvm_gmem_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	struct address_space *mapping = iocb->ki_filp->f_mapping;
 	loff_t size = i_size_read(mapping->host);
 	loff_t pos = iocb->ki_pos;
+	pgoff_t index, end;
+	size_t left;
 	int r = 0;
 
 	/* To append is to write past the end. */
@@ -629,17 +886,24 @@ static ssize_t kvm_gmem_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (pos > size || iov_iter_count(from) > size - pos)
 		return -EINVAL;
 
-	while (iov_iter_count(from)) {
+	while ((left = iov_iter_count(from))) {
 		if (fatal_signal_pending(current)) {
 			r = -EINTR;
 			break;
 		}
 
-		r = gmem_fill_hole(mapping, pos >> PAGE_SHIFT, from);
+		/* A block that fails as a whole goes as far as its pages do. */
+		index = pos >> PAGE_SHIFT;
+		end = index + (left >> PAGE_SHIFT);
+		r = -ENOMEM;
+		if (gmem_block_fits(mapping, index, index, end))
+			r = gmem_fill_hole(mapping, index, GMEM_HUGE_ORDER, from);
+		if (r)
+			r = gmem_fill_hole(mapping, index, 0, from);
 		if (r)
 			break;
 
-		pos += PAGE_SIZE;
+		pos += left - iov_iter_count(from);
 		cond_resched();
 	}
 
@@ -725,8 +989,16 @@ static int kvm_gmem_error_remove_page(struct address_space *mapping,
 /* The folio left the file, and is locked. Nobody may see what it had. */
 static void kvm_gmem_free_folio(struct folio *folio)
 {
-	if (folio_test_uptodate(folio) && !folio_test_hwpoison(folio))
-		clear_highpage(folio_page(folio, 0));
+	if (folio_test_uptodate(folio))
+		gmem_clear_pages(folio, 0, folio_nr_pages(folio));
+	folio->private = NULL;
+
+	/*
+	 * The allocator keeps back a bad page that is freed by itself, but not one
+	 * in a folio that memory_failure() could not split: nobody gets any of it.
+	 */
+	if (folio_test_large(folio) && folio_test_has_hwpoisoned(folio))
+		folio_get(folio);
 }
 
 static const struct address_space_operations kvm_gmem_aops = {
@@ -760,6 +1032,18 @@ static const struct inode_operations kvm_gmem_iops = {
 };
 
 /**
+ * kvm_gmem_supported_flags - what KVM_CREATE_GUEST_MEMFD can be asked for
+ *
+ * Return: the flags.
+ */
+u64 kvm_gmem_supported_flags(void)
+{
+	/* Without THP, the page cache does not know how to split a folio. */
+	return IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) ?
+	       KVM_GUEST_MEMFD_ALLOW_HUGEPAGE : 0;
+}
+
+/**
  * kvm_gmem_create - KVM_CREATE_GUEST_MEMFD
  * @kvm: the VM
  * @args: the ioctl's argument
@@ -774,12 +1058,14 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	struct inode *inode;
 	struct file *file;
 	loff_t size = args->size;
+	bool huge = args->flags & KVM_GUEST_MEMFD_ALLOW_HUGEPAGE;
 	int fd, r;
 
-	if (args->flags || memchr_inv(args->reserved, 0, sizeof(args->reserved)))
+	if (args->flags & ~kvm_gmem_supported_flags() ||
+	    memchr_inv(args->reserved, 0, sizeof(args->reserved)))
 		return -EINVAL;
 
-	if (size <= 0 || !PAGE_ALIGNED(size))
+	if (size <= 0 || !IS_ALIGNED(size, huge ? PMD_SIZE : PAGE_SIZE))
 		return -EINVAL;
 
 	fd = get_unused_fd_flags(O_CLOEXEC);
@@ -819,6 +1105,8 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	mapping_set_gfp_mask(mapping, GFP_HIGHUSER | __GFP_RETRY_MAYFAIL |
 				      __GFP_NOWARN);
 	mapping_set_unmovable(mapping);
+	if (huge)
+		mapping_set_large_folios(mapping);
 
 	kvm_get_kvm(kvm);
 	gmem->kvm = kvm;

@@ -301,6 +301,26 @@ TEST_F(guest, same_again_keeps_mappings)
 	EXPECT_EQ(mapped - 4, vm_get_stat(self->vm, "pages_4k"));
 }
 
+/* Nor does what no vCPU has a mapping of cost any of them its TLB. */
+TEST_F(guest, flushes_what_was_mapped)
+{
+	uint64_t flushes;
+
+	ASSERT_FALSE(is_private(self, 8));
+	ASSERT_FALSE(is_private(self, 9));
+
+	/* Around what is mapped, then that itself, then what is mapped no more. */
+	flushes = vm_get_stat(self->vm, "remote_tlb_flush_requests");
+	set_pages(self, 0, 8, true);
+	set_pages(self, 10, NR_PAGES - 10, true);
+	EXPECT_EQ(flushes, vm_get_stat(self->vm, "remote_tlb_flush_requests"));
+	set_pages(self, 0, NR_PAGES, true);
+	EXPECT_EQ(flushes + 1, vm_get_stat(self->vm, "remote_tlb_flush_requests"));
+	set_pages(self, 0, NR_PAGES, false);
+	EXPECT_EQ(flushes + 1, vm_get_stat(self->vm, "remote_tlb_flush_requests"));
+	check_pages(_metadata, self);
+}
+
 /* Like set_err(), but allocations fail after the first ones, of @space bytes. */
 static int set_err_failing(struct __test_metadata *_metadata, struct _test_data_guest *self,
 			   int space, uint64_t gpa, uint64_t size, uint64_t attributes)

@@ -67,6 +67,9 @@ static uint64_t contents(uint64_t state)
 	return MAGIC | state;
 }
 
+/* Where the private half stays as it is; the page is private in even states then. */
+#define KEPT	0x4b1d4b1d4b1d4b1dull
+
 static uint64_t neighbour_contents(uint64_t gpa)
 {
 	return ~gpa;
@@ -88,6 +91,8 @@ static void guest_read_page(struct control *c, uint64_t *page, bool zero_in_flig
 	begun = READ_ONCE(c->begun);
 
 	if (val >= contents(done) && val <= contents(begun))
+		return;
+	if (val == KEPT && (begun != done || !(done & 1)))
 		return;
 	if (zero_in_flight && !val && begun != done)
 		return;
@@ -186,6 +191,7 @@ struct test {
 	pthread_t threads[MAX_VCPUS];
 	struct control *control;
 	int memfd;
+	bool huge;		/* the file is in huge pages, and has all of them */
 	uint8_t *shared;
 	/* Faults are part of the test. */
 	bool may_fault;
@@ -282,6 +288,24 @@ static void slot_set(struct test *t, uint64_t size)
  */
 #define OTHER	0x0bad0bad0bad0badull
 
+/* Each block at once, or it would be in small pages. */
+static void fill_huge_file(struct test *t)
+{
+	uint8_t *block = shared_mem_alloc(BLOCK_SIZE);
+	int i, j;
+
+	t->memfd = vm_create_guest_memfd(t->vm, SIZE, KVM_GUEST_MEMFD_ALLOW_HUGEPAGE);
+	for (i = 0; i < SIZE / BLOCK_SIZE; i++) {
+		for (j = 0; j < BLOCK_PAGES; j++)
+			fill_page(block + j * PAGE_SIZE,
+				  neighbour_contents(GPA + i * BLOCK_SIZE + j * PAGE_SIZE));
+		if (!i)
+			fill_page(block + PAGE * PAGE_SIZE, KEPT);
+		guest_memfd_write(t->memfd, block, BLOCK_SIZE, i * BLOCK_SIZE);
+	}
+	munmap(block, BLOCK_SIZE);
+}
+
 static void test_create(struct test *t, void *guest_code, uint64_t arg, bool private)
 {
 	uint8_t page[PAGE_SIZE];
@@ -289,7 +313,10 @@ static void test_create(struct test *t, void *guest_code, uint64_t arg, bool pri
 	int i;
 
 	t->vm = private_mem_vm_create(nr_vcpus, 0x40000000ull / PAGE_SIZE, guest_code, t->vcpus);
-	t->memfd = vm_create_guest_memfd(t->vm, 2 * SIZE, 0);
+	if (t->huge)
+		fill_huge_file(t);
+	else
+		t->memfd = vm_create_guest_memfd(t->vm, 2 * SIZE, 0);
 
 	t->shared = align_ptr_up(shared_mem_alloc(SIZE + BLOCK_SIZE), BLOCK_SIZE);
 	madvise(t->shared, SIZE, MADV_HUGEPAGE);
@@ -297,7 +324,7 @@ static void test_create(struct test *t, void *guest_code, uint64_t arg, bool pri
 		uint64_t val = neighbour_contents(GPA + i * PAGE_SIZE);
 
 		fill_page(t->shared + i * PAGE_SIZE, private ? OTHER : val);
-		if (i == PAGE)
+		if (i == PAGE || t->huge)
 			continue;
 		fill_page(page, private ? val : OTHER);
 		guest_memfd_write(t->memfd, page, PAGE_SIZE, i * PAGE_SIZE);
@@ -428,6 +455,15 @@ FIXTURE_TEARDOWN(races)
 	kvm_vm_free(self->t.vm);
 }
 
+/* Has all vCPUs see a block that is private as a whole. */
+static void expect_huge(struct test *t)
+{
+	wait_for_vcpus(t);
+	TEST_ASSERT(vm_get_stat(t->vm, "pages_2m") == 1,
+		    "Expected the block that is read to be mapped huge, %lu are",
+		    vm_get_stat(t->vm, "pages_2m"));
+}
+
 /*
  * From shared to private and back, in a block that is else shared and so is
  * mapped huge whenever all of it is.  The half that is not in use gets its next
@@ -439,9 +475,9 @@ static void convert(struct test *t, bool block_is_private)
 	struct rounds rounds = {};
 
 	/* State 0: like the rest of its block. */
-	if (block_is_private)
+	if (block_is_private && !t->huge)
 		write_private(t, contents(state));
-	else
+	else if (!block_is_private)
 		fill_page(shared, contents(state));
 	test_start(t);
 
@@ -449,9 +485,9 @@ static void convert(struct test *t, bool block_is_private)
 		bool to_private = block_is_private ^ !(state & 1);
 
 		state++;
-		if (to_private)
+		if (to_private && !t->huge)
 			replace_private(t, contents(state));
-		else
+		else if (!to_private)
 			fill_page(shared, contents(state));
 
 		state_begin(t, state);
@@ -459,6 +495,8 @@ static void convert(struct test *t, bool block_is_private)
 					 to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0);
 		state_done(t, state);
 		linger(t, rounds.nr);
+		if (t->huge && to_private && !(rounds.nr % 8))
+			expect_huge(t);
 	}
 	test_stop(t);
 }
@@ -471,6 +509,14 @@ TEST_F_TIMEOUT(races, convert_in_shared_block, RACES_TIMEOUT)
 
 TEST_F_TIMEOUT(races, convert_in_private_block, RACES_TIMEOUT)
 {
+	test_create(&self->t, guest_reader, false, true);
+	convert(&self->t, true);
+}
+
+/* The block is mapped huge whenever the page is private. */
+TEST_F_TIMEOUT(races, convert_in_huge_block, RACES_TIMEOUT)
+{
+	self->t.huge = true;
 	test_create(&self->t, guest_reader, false, true);
 	convert(&self->t, true);
 }
@@ -521,6 +567,32 @@ TEST_F_TIMEOUT(races, slot_deletion, RACES_TIMEOUT)
 		}
 		slot_set(t, SIZE);
 		linger(t, rounds.nr);
+	}
+	test_stop(t);
+}
+
+/* What was mapped huge is so again when the slot is back. */
+TEST_F_TIMEOUT(races, slot_deletion_of_huge_blocks, RACES_TIMEOUT)
+{
+	struct test *t = &self->t;
+	struct rounds rounds = {};
+	unsigned long faults;
+
+	t->huge = true;
+	test_create(t, guest_reader, false, true);
+	t->may_fault = true;
+	test_start(t);
+
+	while (next_round(&rounds)) {
+		slot_set(t, 0);
+		if (!(rounds.nr % 4)) {
+			faults = atomic_load(&t->nr_faults);
+			while (atomic_load(&t->nr_faults) < faults + 2)
+				sched_yield();
+		}
+		slot_set(t, SIZE);
+		if (!(rounds.nr % 8))
+			expect_huge(t);
 	}
 	test_stop(t);
 }
@@ -582,6 +654,13 @@ TEST_F_TIMEOUT(races, writes_in_shared_block, RACES_TIMEOUT)
 
 TEST_F_TIMEOUT(races, writes_in_private_block, RACES_TIMEOUT)
 {
+	test_create(&self->t, guest_writer, 0, true);
+	check_writes(&self->t);
+}
+
+TEST_F_TIMEOUT(races, writes_in_huge_block, RACES_TIMEOUT)
+{
+	self->t.huge = true;
 	test_create(&self->t, guest_writer, 0, true);
 	check_writes(&self->t);
 }

@@ -7,7 +7,7 @@ T ?=
 LINUX ?=
 export K T LINUX
 
-.PHONY: help compose refresh series kernel run test verdicts mutants shell clean
+.PHONY: help compose refresh series kernel run test bench verdicts mutants shell clean
 
 help:
 	@echo 'make compose    the kernel tree build/linux, a commit for each line of patches/series'
@@ -16,6 +16,7 @@ help:
 	@echo 'make kernel     the kernel that the lab boots'
 	@echo 'make run        a guest in memory that its VMM cannot read: see it try'
 	@echo 'make test       everything; the last line counts'
+	@echo 'make bench      what private memory costs, beside mainline and the unpatched base'
 	@echo 'make verdicts   what the selftests of the unpatched base give'
 	@echo 'make mutants    whether the tests notice what is broken on purpose'
 	@echo 'make shell      a prompt in the VM that the tests run in'
@@ -41,6 +42,9 @@ run test verdicts:
 
 mutants:
 	@lab/mutants/run
+
+bench:
+	@bench/run
 
 shell: kernel
 	@lab/vm --timeout 86400 --shell

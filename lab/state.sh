@@ -10,13 +10,16 @@ state() {
 		files+=("$1")
 		shift
 	done
-	if (($#)); then
+	if [[ ! -e $tree/.git ]]; then
+		# what is only unpacked is its package's
+		cat "$tree.version"
+	elif (($#)); then
 		git -C "$tree" ls-files -s "$@" | sha256sum
 	else
 		git -C "$tree" rev-parse 'HEAD^{tree}'
 	fi
 	# what has no commit yet is known by its contents
-	edits=$(git -C "$tree" status --porcelain "$@")
+	edits=$([[ ! -e $tree/.git ]] || git -C "$tree" status --porcelain "$@")
 	[[ -z $edits ]] || {
 		echo "$edits"
 		git -C "$tree" diff HEAD "$@"

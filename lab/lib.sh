@@ -92,6 +92,9 @@ warnings() {
 batches() {
 	local dir=$2 left=-1 before total status run=0 name limit command factor=
 	: >"$dir/splats"
+	# A clock that counts instructions runs ahead whenever the VM waits for the
+	# host: there the time of the VM as a whole is what counts.
+	[[ " ${*:4} " != *" --icount "* ]] || factor=1000
 	while :; do
 		before=$left left=0 total=600
 		while IFS=$'\t' read -r name limit command; do
@@ -101,9 +104,6 @@ batches() {
 		((left)) || break
 		((left != before)) || { say "no test ran: $build/vm/$3-$run"; return 1; }
 		status=0 run=$((run + 1))
-		# A clock that counts instructions runs ahead whenever the VM waits for
-		# the host: there the time of the VM as a whole is what counts.
-		[[ " ${*:4} " != *" --icount "* ]] || factor=1000
 		"$top/lab/vm" --kernel "$1" --smp 4 "${@:4}" --timeout $total --name "$3-$run" \
 			--splats "$dir/splats" -- "$top/lab/batch" "$dir" $factor || status=$?
 		if [[ ! -e $dir/running ]]; then

@@ -4,7 +4,7 @@
 # state TREE FILE... [-- PATTERN...]: a text that changes with the tree, or what of
 # it the patterns match, with the files or with the compiler
 state() {
-	local tree=$1 edits files=()
+	local tree=$1 edits='' files=()
 	shift
 	while (($#)) && [[ $1 != -- ]]; do
 		files+=("$1")
@@ -13,13 +13,15 @@ state() {
 	if [[ ! -e $tree/.git ]]; then
 		# what is only unpacked is its package's
 		cat "$tree.version"
-	elif (($#)); then
-		git -C "$tree" ls-files -s "$@" | sha256sum
 	else
-		git -C "$tree" rev-parse 'HEAD^{tree}'
+		if (($#)); then
+			git -C "$tree" ls-files -s "$@" | sha256sum
+		else
+			git -C "$tree" rev-parse 'HEAD^{tree}'
+		fi
+		# what has no commit yet is known by its contents
+		edits=$(git -C "$tree" status --porcelain "$@")
 	fi
-	# what has no commit yet is known by its contents
-	edits=$([[ ! -e $tree/.git ]] || git -C "$tree" status --porcelain "$@")
 	[[ -z $edits ]] || {
 		echo "$edits"
 		git -C "$tree" diff HEAD "$@"

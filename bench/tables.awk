@@ -92,8 +92,9 @@ function agreement(    i, n, a, b, d, worst, which) {
 			which = n
 		}
 	}
-	printf "| two runs agree, the farthest apart being %s | %s | again: %s | %.3f %% | 0.1 %% | %s |\n",
-		which, show("ours", which), show("again", which), worst * 100,
+	printf "| two runs agree, %s %s | %s | again: %s | %.3f %% | 0.1 %% | %s |\n",
+		worst ? "the farthest apart being" : "in every figure like", which,
+		show("ours", which), show("again", which), worst * 100,
 		verdict("two runs agree", which && worst <= 0.001, sprintf("%s differs by %.3f %%", which, worst * 100))
 }
 

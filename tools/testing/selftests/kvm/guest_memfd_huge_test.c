@@ -1050,4 +1050,59 @@ TEST_F(secret, punched_across_without_split)
 	EXPECT_FRAMES(0, BLOCK_PAGES, GONE);
 }
 
+/*
+ * A CPU hands out the block that was freed there last, and does not look at it, if it has
+ * kept it for itself; usually there is room for two or three.
+ */
+#define CPU_KEEPS	"percpu_pagelist_high_fraction"
+
+static char cpu_keeps_before[16];
+
+static void cpu_keeps_restore(void)
+{
+	dir_write("/proc/sys/vm", CPU_KEEPS, cpu_keeps_before);
+}
+
+static void have_freed_come_back(struct __test_metadata *_metadata)
+{
+	int fd = open("/proc/sys/vm/" CPU_KEEPS, O_RDONLY);
+
+	ASSERT_LT(0, read(fd, cpu_keeps_before, sizeof(cpu_keeps_before) - 1));
+	close(fd);
+	/* However the case ends. */
+	atexit(cpu_keeps_restore);
+	dir_write("/proc/sys/vm", CPU_KEEPS, "8");
+	stay_on_cpu();
+}
+
+/*
+ * A page that has a memory error and is given up is nobody's, be it by itself or in a
+ * block: neither of the others of its block, from which it was not split.
+ */
+TEST_F(secret, memory_error_without_split)
+{
+	const int bad = 123, behind = bad + 1;
+
+	if (self->kcore < 0)
+		SKIP(return, "No CONFIG_PROC_KCORE");
+	if (!failslab_setup())
+		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
+
+	have_freed_come_back(_metadata);
+
+	/* Else that it does not would mean nothing. */
+	ASSERT_EQ(0, punch_err(self->fd, BLOCK, BLOCK));
+	ASSERT_EQ(BLOCK, pwrite(self->fd, self->secret, BLOCK, 0));
+	EXPECT_FRAMES(0, BLOCK_PAGES, KEPT);
+
+	memory_error_without_split(self->pfn + bad);
+	ASSERT_EQ(0, punch_err(self->fd, 0, BLOCK));
+	EXPECT_HELD(0);
+	ASSERT_EQ(BLOCK, pwrite(self->fd, self->secret, BLOCK, 0));
+	ASSERT_EQ(BLOCK, pwrite(self->fd, self->secret, BLOCK, BLOCK));
+	EXPECT_FRAMES(0, bad, GONE);
+	EXPECT_FRAMES(behind, BLOCK_PAGES - behind, GONE);
+	cpu_keeps_restore();
+}
+
 TEST_HARNESS_MAIN

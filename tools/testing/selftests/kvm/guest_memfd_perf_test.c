@@ -11,7 +11,7 @@
  * The guest's own code and page tables lie in ordinary memory, so that KVM need not
  * be able to emulate instructions in private memory.
  */
-#define _GNU_SOURCE /* for fallocate() and sched_setaffinity() */
+#define _GNU_SOURCE /* for fallocate() */
 #include <dirent.h>
 #include <fcntl.h>
 #include <float.h>
@@ -20,7 +20,6 @@
 #include <linux/bits.h>
 #include <linux/compiler.h>
 #include <linux/falloc.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -823,16 +822,6 @@ static uint64_t parse_blocks(const char *size)
 	return bytes;
 }
 
-/* On one CPU, the one that it is on. */
-static void pin(void)
-{
-	cpu_set_t cpus;
-
-	CPU_ZERO(&cpus);
-	CPU_SET(sched_getcpu(), &cpus);
-	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
-}
-
 int main(int argc, char *argv[])
 {
 	char *wanted_patterns = NULL, *wanted_kinds = NULL;
@@ -881,7 +870,7 @@ int main(int argc, char *argv[])
 		plan += patterns[i].wanted;
 	}
 
-	pin();
+	stay_on_cpu();
 	open_shrinkers();
 	ksft_print_header();
 	ksft_set_plan(plan + nr_limits);

@@ -920,24 +920,6 @@ TEST_HUGE(memory_error_punched_with_block)
 	memcg_destroy(&cg);
 }
 
-/* Has a page of the block suffer a memory error while the block cannot be split. */
-static void memory_error_without_split(struct private_mem *mem, uint64_t pfn)
-{
-	long huge = file_huge_bytes();
-	char buf[32];
-	int fd, ret;
-
-	fd = open_path_or_exit("/sys/kernel/debug/hwpoison/corrupt-pfn", O_WRONLY);
-	snprintf(buf, sizeof(buf), "%lu", pfn);
-	failslab_begin(0);
-	ret = write(fd, buf, strlen(buf));
-	failslab_end();
-	TEST_ASSERT(ret > 0, "The page cannot be taken from its users, errno: %i (%s)",
-		    errno, strerror(errno));
-	TEST_ASSERT(file_huge_bytes() == huge, "The block was split, so this case showed nothing");
-	close(fd);
-}
-
 /* That page and no other, even so. */
 TEST_F_TIMEOUT(huge, memory_error_without_split, HUGE_TIMEOUT)
 {
@@ -950,18 +932,14 @@ TEST_F_TIMEOUT(huge, memory_error_without_split, HUGE_TIMEOUT)
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	pfn = stamp_and_find(mem, &cg);
-	memory_error_without_split(mem, pfn + index);
+	memory_error_without_split(pfn + index);
 	expect_poison(mem, page);
 	punch_poison(mem, page);
 	memory_error("unpoison-pfn", pfn + index);
 	memcg_destroy(&cg);
 }
 
-/*
- * Nor has anybody else that page when the block is given up: the host is to hand it out
- * neither by itself nor in a block.  It stays so, for what is not split cannot be
- * unpoisoned.
- */
+/* Nor is it the guest's any more when the whole block is punched, and it stays so. */
 TEST_F_TIMEOUT(huge, memory_error_without_split_punched, HUGE_TIMEOUT)
 {
 	struct private_mem *mem = &self->private_mem;
@@ -973,7 +951,7 @@ TEST_F_TIMEOUT(huge, memory_error_without_split_punched, HUGE_TIMEOUT)
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	pfn = stamp_and_find(mem, &cg);
-	memory_error_without_split(mem, pfn + 123);
+	memory_error_without_split(pfn + 123);
 	for (i = 0; i < 3; i++)
 		expect_replaced(mem);
 	memcg_destroy(&cg);
@@ -990,8 +968,8 @@ TEST_F_TIMEOUT(huge, memory_errors_without_split, HUGE_TIMEOUT)
 		SKIP(return, "No CONFIG_FAILSLAB, or no debugfs to set it up");
 
 	pfn = stamp_and_find(mem, &cg);
-	memory_error_without_split(mem, pfn + 123);
-	memory_error_without_split(mem, pfn + 200);
+	memory_error_without_split(pfn + 123);
+	memory_error_without_split(pfn + 200);
 	vcpu_expect_poison(mem->vcpu, block_gpa(1) + 123 * PAGE_SIZE);
 	vcpu_expect_poison(mem->vcpu, block_gpa(1) + 200 * PAGE_SIZE);
 	verify_pages(mem, 0, BLOCK_PAGES + 123, 1);

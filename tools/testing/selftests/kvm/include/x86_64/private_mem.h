@@ -231,6 +231,15 @@ bool failslab_setup(void);
 void failslab_begin(int space);
 void failslab_end(void);
 
+/* Keeps the calling thread, and what it starts, on the CPU that it is on. */
+void stay_on_cpu(void);
+
+/*
+ * Has a page of a huge one suffer a memory error while that cannot be split, for which
+ * failslab has to be set up.  What is not split cannot be unpoisoned.
+ */
+void memory_error_without_split(uint64_t pfn);
+
 /*
  * Memory that is free but not in one piece: next to nothing of it is a free block of
  * 2 MiB, and what lies in between cannot be moved.

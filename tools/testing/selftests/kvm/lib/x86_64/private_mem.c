@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include <linux/falloc.h>
 #include <linux/kernel-page-flags.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -652,6 +653,32 @@ void failslab_begin(int space)
 void failslab_end(void)
 {
 	failslab_set("0");
+}
+
+void stay_on_cpu(void)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(sched_getcpu(), &cpus);
+	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
+}
+
+void memory_error_without_split(uint64_t pfn)
+{
+	long huge = file_huge_bytes();
+	char buf[32];
+	int fd, ret;
+
+	fd = open_path_or_exit("/sys/kernel/debug/hwpoison/corrupt-pfn", O_WRONLY);
+	snprintf(buf, sizeof(buf), "%lu", pfn);
+	failslab_begin(0);
+	ret = write(fd, buf, strlen(buf));
+	failslab_end();
+	TEST_ASSERT(ret > 0, "The page cannot be taken from its users, errno: %i (%s)",
+		    errno, strerror(errno));
+	TEST_ASSERT(file_huge_bytes() == huge, "The block was split, so this case showed nothing");
+	close(fd);
 }
 
 /* Free blocks of 2 MiB; those of the DMA zone are for nobody but its users. */

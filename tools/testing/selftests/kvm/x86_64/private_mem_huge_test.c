@@ -10,7 +10,9 @@
 #include <linux/falloc.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "kvm_harness.h"
 #include "private_mem.h"
@@ -1182,6 +1184,70 @@ TEST_HUGE(punch_under_kvm_access)
 	}
 	atomic_store(&e.stop, true);
 	pthread_join(e.thread, NULL);
+}
+
+/*
+ * Nor can it while the guest's first touch of the block is being served, which lasts, as
+ * the block is cleared.  The vCPU has the CPU only while the punch waits, be it for the
+ * lock of the block: when that is free the vCPU has the block in use still.
+ */
+struct toucher {
+	struct private_mem *mem;
+	pthread_t thread;
+	sem_t go;
+	sem_t done;
+	bool stop;
+};
+
+static void *toucher_fn(void *data)
+{
+	struct toucher *t = data;
+
+	while (!sem_wait(&t->go) && !t->stop) {
+		touch(t->mem, BLOCK_PAGES);
+		sem_post(&t->done);
+	}
+	return NULL;
+}
+
+TEST_HUGE(punch_during_first_touch)
+{
+	const int rounds = 40;
+	struct sched_param first = { .sched_priority = 1 };
+	struct toucher t = { .mem = self };
+	struct timespec start;
+	int64_t ns = INT64_MAX;
+	int i;
+
+	stay_on_cpu();
+	sem_init(&t.go, 0, 0);
+	sem_init(&t.done, 0, 0);
+	TEST_ASSERT(!pthread_create(&t.thread, NULL, toucher_fn, &t), "pthread_create() failed");
+	TEST_ASSERT(!sched_setscheduler(0, SCHED_FIFO, &first), "sched_setscheduler() failed");
+
+	for (i = 0; i < 5; i++) {
+		guest_memfd_allocate(self->memfd, BLOCK, BLOCK);
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		sem_post(&t.go);
+		sem_wait(&t.done);
+		ns = min(ns, timespec_to_ns(timespec_elapsed(start)));
+		punch(self, BLOCK_PAGES, BLOCK_PAGES);
+	}
+
+	/* From the start of the touch to its end. */
+	for (i = 0; i < rounds; i++) {
+		guest_memfd_allocate(self->memfd, BLOCK, BLOCK);
+		sem_post(&t.go);
+		usleep(ns * i / rounds / 1000);
+		punch(self, BLOCK_PAGES + 100, 1);
+		expect_held(self, BLOCK - PAGE_SIZE);
+		sem_wait(&t.done);
+		punch(self, BLOCK_PAGES, BLOCK_PAGES);
+		expect_held(self, 0);
+	}
+	t.stop = true;
+	sem_post(&t.go);
+	pthread_join(t.thread, NULL);
 }
 
 #define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"

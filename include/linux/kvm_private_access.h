@@ -17,6 +17,8 @@ int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 		      const void *data, int offset, int len);
 int kvm_private_cmpxchg(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 			int offset, void *old, const void *new, int len);
+kvm_pfn_t kvm_private_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
+			  gfn_t gfn);
 
 #else
 
@@ -38,6 +40,13 @@ static inline int kvm_private_cmpxchg(struct kvm *kvm,
 				      struct kvm_memory_slot *slot, gfn_t gfn,
 				      int offset, void *old, const void *new,
 				      int len)
+{
+	return -EFAULT;
+}
+
+/* Never asked where no page is private. */
+static inline kvm_pfn_t kvm_private_pfn(struct kvm *kvm,
+					struct kvm_memory_slot *slot, gfn_t gfn)
 {
 	return -EFAULT;
 }

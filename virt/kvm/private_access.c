@@ -20,15 +20,18 @@
 
 #include <asm/unaligned.h>
 
+static bool private_reachable(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	/* There may be memory that even the host's kernel cannot read. */
+	return kvm_arch_private_mem_accessible(kvm) &&
+	       slot && !(slot->flags & KVM_MEMSLOT_INVALID);
+}
+
 /* The page of @gfn, mapped, with its folio locked. */
 static void *private_map(struct kvm *kvm, struct kvm_memory_slot *slot,
 			 gfn_t gfn, bool atomic, struct folio **folio)
 {
-	/* There may be memory that even the host's kernel cannot read. */
-	if (!kvm_arch_private_mem_accessible(kvm))
-		return ERR_PTR(-EFAULT);
-
-	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
+	if (!private_reachable(kvm, slot))
 		return ERR_PTR(-EFAULT);
 
 	*folio = kvm_gmem_lock_folio(slot, gfn, atomic);
@@ -169,4 +172,29 @@ out:
 	private_unmap(page, folio);
 
 	return !done;
+}
+
+/**
+ * kvm_private_pfn - find the page frame of a private page
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ *
+ * For a cache that every invalidation of @gfn drops: the reference that comes
+ * with the page frame keeps the memory, but not its place in the guest.
+ *
+ * Context: may sleep. SRCU protects @slot.
+ * Return: the page frame, with a reference, or KVM_PFN_ERR_FAULT.
+ */
+kvm_pfn_t kvm_private_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
+			  gfn_t gfn)
+{
+	unsigned int order;
+	kvm_pfn_t pfn;
+
+	if (!private_reachable(kvm, slot) ||
+	    kvm_gmem_get_pfn(slot, gfn, &pfn, &order))
+		return KVM_PFN_ERR_FAULT;
+
+	return pfn;
 }

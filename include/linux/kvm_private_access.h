@@ -2,25 +2,45 @@
 #ifndef __LINUX_KVM_PRIVATE_ACCESS_H
 #define __LINUX_KVM_PRIVATE_ACCESS_H
 
+#include <linux/err.h>
 #include <linux/errno.h>
 #include <linux/kvm_types.h>
 #include <linux/types.h>
 
+struct folio;
 struct kvm;
 struct kvm_memory_slot;
+struct page;
 
 #ifdef CONFIG_KVM_GUEST_MEMFD
 
+void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+		       struct folio **folio);
+void kvm_private_unlock(void *page, struct folio *folio);
 int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 		     void *data, int offset, int len, bool atomic);
 int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 		      const void *data, int offset, int len);
+struct page *kvm_private_get_page(struct kvm *kvm, struct kvm_memory_slot *slot,
+				  gfn_t gfn);
+void kvm_private_put_page(struct page *page);
 int kvm_private_cmpxchg(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 			int offset, void *old, const void *new, int len);
 kvm_pfn_t kvm_private_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
 			  gfn_t gfn);
 
 #else
+
+static inline void *kvm_private_lock(struct kvm *kvm,
+				     struct kvm_memory_slot *slot, gfn_t gfn,
+				     struct folio **folio)
+{
+	return ERR_PTR(-EFAULT);
+}
+
+static inline void kvm_private_unlock(void *page, struct folio *folio)
+{
+}
 
 static inline int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot,
 				   gfn_t gfn, void *data, int offset, int len,
@@ -34,6 +54,17 @@ static inline int kvm_private_write(struct kvm *kvm,
 				    const void *data, int offset, int len)
 {
 	return -EFAULT;
+}
+
+static inline struct page *kvm_private_get_page(struct kvm *kvm,
+						struct kvm_memory_slot *slot,
+						gfn_t gfn)
+{
+	return ERR_PTR(-EFAULT);
+}
+
+static inline void kvm_private_put_page(struct page *page)
+{
 }
 
 static inline int kvm_private_cmpxchg(struct kvm *kvm,

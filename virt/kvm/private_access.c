@@ -10,6 +10,10 @@
  * behind in a page that belongs to somebody else. A page that is converted or
  * punched meanwhile has had its last access: the guest's instruction that asked
  * for it was under way when that happened, and could have come first.
+ *
+ * Who needs a page for longer than one access, and other guest memory meanwhile,
+ * cannot have its folio locked: it may be the same one. He has a reference, and
+ * the page is cleared once more if it left the file before he gave that up.
  */
 
 #include <linux/highmem.h>
@@ -57,6 +61,36 @@ static void private_unmap(void *page, struct folio *folio)
 	kunmap_local(page);
 	folio_unlock(folio);
 	folio_put(folio);
+}
+
+/**
+ * kvm_private_lock - get at a private page for more than one access
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ * @folio: set to the folio of the page, locked
+ *
+ * The page stays the one that the guest has, or had if it is converted, until
+ * kvm_private_unlock(). It cannot be punched meanwhile, so be quick, and touch no
+ * user memory.
+ *
+ * Context: may sleep, but not until kvm_private_unlock(). SRCU protects @slot.
+ * Return: the address of the page, or an ERR_PTR.
+ */
+void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+		       struct folio **folio)
+{
+	return private_map(kvm, slot, gfn, false, folio);
+}
+
+/**
+ * kvm_private_unlock - have done with a private page
+ * @page: what kvm_private_lock() returned
+ * @folio: the folio that it gave
+ */
+void kvm_private_unlock(void *page, struct folio *folio)
+{
+	private_unmap(page, folio);
 }
 
 /**
@@ -116,6 +150,59 @@ int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	private_unmap(page, folio);
 
 	return 0;
+}
+
+/**
+ * kvm_private_get_page - keep a private page at hand for a while
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ *
+ * The page may leave the file at any time, and stays with the caller then. Until
+ * kvm_private_put_page(), a huge folio that it is part of cannot be split, which
+ * punching waits for: mind to be quick.
+ *
+ * Context: may sleep. SRCU protects @slot.
+ * Return: the page, with a reference, or an ERR_PTR.
+ */
+struct page *kvm_private_get_page(struct kvm *kvm, struct kvm_memory_slot *slot,
+				  gfn_t gfn)
+{
+	struct folio *folio;
+	struct page *page;
+	void *address;
+
+	address = private_map(kvm, slot, gfn, false, &folio);
+	if (IS_ERR(address))
+		return ERR_CAST(address);
+
+	page = folio_file_page(folio, kvm_gmem_index(slot, gfn));
+	kunmap_local(address);
+	folio_unlock(folio);
+
+	return page;
+}
+
+/**
+ * kvm_private_put_page - let go of a private page
+ * @page: what kvm_private_get_page() returned
+ *
+ * Context: may sleep.
+ */
+void kvm_private_put_page(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	/*
+	 * It was cleared when it left the file, but has been written to since,
+	 * perhaps. It is in no other file: the reference kept it from that.
+	 */
+	folio_lock(folio);
+	if (!folio->mapping && !PageHWPoison(page))
+		clear_highpage(page);
+	folio_unlock(folio);
+
+	folio_put(folio);
 }
 
 #define private_try_cmpxchg(type, ptr, old, new)				\

@@ -23,6 +23,7 @@
 #include "kvm_util.h"
 #include "processor.h"
 #include "private_mem.h"
+#include "svm_util.h"
 
 /* The harness has its own. */
 #undef ASSERT_EQ
@@ -182,6 +183,39 @@ static void guest_converter(uint64_t index, uint64_t unused)
 }
 
 /*
+ * Guests that have KVM write to the page, each vCPU to a place of its own, and
+ * count how often it has.
+ */
+#define KVM_WRITES_AT(index)	(PAGE_GPA + (index) * 512)
+
+#define DEFINE_KVM_WRITER(name, prepare, write)					\
+static void guest_kvm_##name(uint64_t index, uint64_t unused)			\
+{										\
+	struct control *c = (void *)CONTROL_GVA;				\
+	uint64_t at = KVM_WRITES_AT(index), i;					\
+										\
+	prepare;								\
+	for (i = 1; !READ_ONCE(c->stop); i++) {					\
+		write;								\
+		WRITE_ONCE(c->nr_reads[index], i);				\
+	}									\
+	guest_call(CALL_DONE, 0, 0, 0);						\
+}
+
+DEFINE_KVM_WRITER(clock, , wrmsr(MSR_KVM_SYSTEM_TIME_NEW, at | KVM_MSR_ENABLED));
+DEFINE_KVM_WRITER(wall_clock, , wrmsr(MSR_KVM_WALL_CLOCK_NEW, at));
+DEFINE_KVM_WRITER(steal_time, , wrmsr(MSR_KVM_STEAL_TIME, at | KVM_MSR_ENABLED));
+DEFINE_KVM_WRITER(string_in, ,
+		  asm volatile("insb" : "+D" (at) : "d" (GUEST_CALL_PORT) : "memory");
+		  at = KVM_WRITES_AT(index));
+DEFINE_KVM_WRITER(store, , asm volatile(FORCED_EMULATION "mov %0, (%1)"
+					: : "r" (i), "r" (at) : "memory"));
+DEFINE_KVM_WRITER(locked, , asm volatile(FORCED_EMULATION "lock addq $1, (%0)"
+					 : : "r" (at) : "memory", "cc"));
+DEFINE_KVM_WRITER(vmsave, wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME),
+		  asm volatile("vmsave %%rax" : : "a" (PAGE_GPA) : "memory"));
+
+/*
  * The VMM.
  */
 
@@ -243,6 +277,10 @@ static void *vcpu_worker(void *data)
 			handle_hypercall(t, vcpu);
 			continue;
 		}
+
+		/* INS gets whatever there is. */
+		if (run->exit_reason == KVM_EXIT_IO && run->io.direction == KVM_EXIT_IO_IN)
+			continue;
 
 		TEST_ASSERT(vcpu_get_guest_call(vcpu, &call), "Unexpected exit %u (%s)",
 			    run->exit_reason, exit_reason_str(run->exit_reason));
@@ -443,12 +481,16 @@ static void replace_private(struct test *t, uint64_t val)
 
 FIXTURE(races) {
 	struct test t;
+	bool skipped;
 };
 
 FIXTURE_SETUP(races) { }
 
 FIXTURE_TEARDOWN(races)
 {
+	if (self->skipped)
+		return;
+
 	TEST_ASSERT(self->t.nr_faults || !self->t.may_fault, "No vCPU has ever met a fault");
 	slot_set(&self->t, 0);
 	close(self->t.memfd);
@@ -665,30 +707,97 @@ TEST_F_TIMEOUT(races, writes_in_huge_block, RACES_TIMEOUT)
 	check_writes(&self->t);
 }
 
+/* Punches the page, and sees that nobody writes to what was freed. */
+static void punch_and_check(struct test *t, unsigned long round)
+{
+	uint8_t *p;
+	int j;
+
+	guest_memfd_punch(t->memfd, PAGE * PAGE_SIZE, PAGE_SIZE);
+
+	/* The page is anybody's now: take what was just freed. */
+	p = mmap(NULL, 64 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	TEST_ASSERT(p != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));
+	linger(t, round);
+	for (j = 0; j < 64 * PAGE_SIZE; j++)
+		TEST_ASSERT(!p[j], "The guest wrote to a page that it had no more");
+	munmap(p, 64 * PAGE_SIZE);
+}
+
 /* A write to memory that is punched is lost, but never ends up elsewhere. */
 TEST_F_TIMEOUT(races, writes_to_punched, RACES_TIMEOUT)
 {
 	struct test *t = &self->t;
 	struct rounds rounds = {};
-	uint8_t *p;
-	int j;
 
 	test_create(t, guest_writer, 0, true);
 	test_start(t);
+	while (next_round(&rounds))
+		punch_and_check(t, rounds.nr);
+	test_stop(t);
+}
 
+/*
+ * The same for what KVM writes on behalf of the guest.  A write that was under way
+ * when the page was converted may still reach the half that it was meant for; when
+ * each vCPU has moved on there is none.
+ */
+static void check_kvm_writes(struct test *t, void *guest_code)
+{
+	uint64_t *shared;
+	struct rounds rounds = {};
+	int j;
+
+	test_create(t, guest_code, 0, true);
+	shared = (uint64_t *)(t->shared + PAGE * PAGE_SIZE);
+	test_start(t);
 	while (next_round(&rounds)) {
-		guest_memfd_punch(t->memfd, PAGE * PAGE_SIZE, PAGE_SIZE);
-
-		/* The page is anybody's now: take what was just freed. */
-		p = mmap(NULL, 64 * PAGE_SIZE, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-		TEST_ASSERT(p != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));
+		vm_mem_set_shared(t->vm, PAGE_GPA, PAGE_SIZE);
 		linger(t, rounds.nr);
-		for (j = 0; j < 64 * PAGE_SIZE; j++)
-			TEST_ASSERT(!p[j], "The guest wrote to a page that it had no more");
-		munmap(p, 64 * PAGE_SIZE);
+		vm_mem_set_private(t->vm, PAGE_GPA, PAGE_SIZE);
+		wait_for_vcpus(t);
+		fill_page(shared, contents(rounds.nr));
+		wait_for_vcpus(t);
+		punch_and_check(t, rounds.nr);
+		for (j = 0; j < PAGE_SIZE / 8; j++)
+			TEST_ASSERT(shared[j] == contents(rounds.nr),
+				    "Expected 0x%lx in the shared half of a private page, found 0x%lx",
+				    contents(rounds.nr), shared[j]);
 	}
 	test_stop(t);
+}
+
+#define TEST_KVM_WRITES(name)							\
+TEST_F_TIMEOUT(races, kvm_writes_##name, RACES_TIMEOUT)				\
+{										\
+	check_kvm_writes(&self->t, guest_kvm_##name);				\
+}
+
+TEST_KVM_WRITES(clock)
+TEST_KVM_WRITES(wall_clock)
+TEST_KVM_WRITES(steal_time)
+TEST_KVM_WRITES(string_in)
+
+#define TEST_EMULATED_WRITES(name)						\
+TEST_F_TIMEOUT(races, kvm_writes_##name, RACES_TIMEOUT)				\
+{										\
+	int before = forced_emulation_set(1);					\
+										\
+	check_kvm_writes(&self->t, guest_kvm_##name);				\
+	forced_emulation_set(before);						\
+}
+
+TEST_EMULATED_WRITES(store)
+TEST_EMULATED_WRITES(locked)
+
+TEST_F_TIMEOUT(races, kvm_writes_vmsave, RACES_TIMEOUT)
+{
+	self->skipped = !kvm_cpu_has(X86_FEATURE_SVM);
+	if (self->skipped)
+		SKIP(return, "No SVM");
+
+	check_kvm_writes(&self->t, guest_kvm_vmsave);
 }
 
 /* Guests convert pages side by side. */

@@ -8,7 +8,6 @@
  * fills the former only.
  */
 #define _GNU_SOURCE /* for fallocate() */
-#include <elf.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
@@ -880,28 +879,6 @@ FIXTURE_TEARDOWN(secret)
 	close(self->kcore);
 	kvm_vm_free(self->vm);
 	memcg_destroy(&self->cg);
-}
-
-/* Reads pages of the host's memory that adjoin, at once: to look where they are takes long. */
-static bool read_frames(int kcore, uint64_t pfn, int nr, void *buf)
-{
-	uint64_t addr = pfn * PAGE, from;
-	Elf64_Phdr phdr;
-	Elf64_Ehdr ehdr;
-	int i;
-
-	if (pread(kcore, &ehdr, sizeof(ehdr), 0) != sizeof(ehdr))
-		return false;
-
-	for (i = 0; i < ehdr.e_phnum; i++) {
-		if (pread(kcore, &phdr, sizeof(phdr), ehdr.e_phoff + i * sizeof(phdr)) !=
-		    sizeof(phdr))
-			return false;
-		from = addr - phdr.p_paddr;
-		if (phdr.p_type == PT_LOAD && addr >= phdr.p_paddr && from < phdr.p_memsz)
-			return pread(kcore, buf, nr * PAGE, phdr.p_offset + from) == nr * PAGE;
-	}
-	return false;
 }
 
 enum seen { GONE, KEPT, ZERO };

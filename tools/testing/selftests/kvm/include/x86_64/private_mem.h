@@ -194,6 +194,12 @@ long memcg_usage(struct memcg *cg);
 uint64_t memcg_take_and_find(struct memcg *cg, int memfd, off_t offset, const void *data,
 			     size_t size);
 
+/*
+ * Reads page frames of the host that adjoin, through a descriptor of /proc/kcore; at
+ * once, for to look where they are takes long.
+ */
+bool read_frames(int kcore, uint64_t pfn, int nr, void *buf);
+
 /* Of each page frame: whether it is the first of a folio in a file, charged to the group. */
 uint8_t *memcg_find_file_pages(struct memcg *cg, uint64_t *nr);
 

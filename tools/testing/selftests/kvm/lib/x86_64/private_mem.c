@@ -4,6 +4,7 @@
  * one access at a time, and VMs whose memory is private.
  */
 #define _GNU_SOURCE
+#include <elf.h>
 #include <linux/falloc.h>
 #include <linux/kernel-page-flags.h>
 #include <sched.h>
@@ -543,6 +544,28 @@ uint64_t memcg_take_and_find(struct memcg *cg, int memfd, off_t offset, const vo
 	TEST_ASSERT(nr == 1, "Expected one folio more in %s, found %lu", cg->dir, nr);
 
 	return found;
+}
+
+bool read_frames(int kcore, uint64_t pfn, int nr, void *buf)
+{
+	uint64_t addr = pfn * PAGE_SIZE, from;
+	Elf64_Phdr phdr;
+	Elf64_Ehdr ehdr;
+	int i;
+
+	if (pread(kcore, &ehdr, sizeof(ehdr), 0) != sizeof(ehdr))
+		return false;
+
+	for (i = 0; i < ehdr.e_phnum; i++) {
+		if (pread(kcore, &phdr, sizeof(phdr), ehdr.e_phoff + i * sizeof(phdr)) !=
+		    sizeof(phdr))
+			return false;
+		from = addr - phdr.p_paddr;
+		if (phdr.p_type == PT_LOAD && addr >= phdr.p_paddr && from < phdr.p_memsz)
+			return pread(kcore, buf, nr * PAGE_SIZE, phdr.p_offset + from) ==
+			       nr * PAGE_SIZE;
+	}
+	return false;
 }
 
 /* Fails where it is mounted already. */

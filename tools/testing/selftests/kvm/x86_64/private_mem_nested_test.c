@@ -1,0 +1,1161 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A hypervisor in private memory: the control structures that it keeps for its
+ * own guest, L2, and the page tables and the memory that it gives to it.
+ *
+ * The shared half of each structure holds one that would be believed, and with
+ * which L2 would do something else.  No shared half may change.
+ *
+ * L1 is driven from outside, an instruction at a time; its code is in memory that
+ * is shared, and so is L2's.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+
+#include "kvm_harness.h"
+#include "private_mem.h"
+#include "svm_util.h"
+#include "vmx.h"
+
+#define GPA		PRIVATE_MEM_GPA
+#define NR_PAGES	32
+
+/* The pages of the memslot. */
+enum {
+	VMCB, MSRPM, MSRPM_1, IOPM, IOPM_1, IOPM_2, HSAVE,
+	NPT_PML4, NPT_PDPT, NPT_PDPT_LOW, NPT_PD, NPT_PT,
+	OTHER_PDPT, OTHER_PD, OTHER_PT,
+	DATA, OTHER, SCRATCH,
+};
+
+#define PAGE_GPA(page)	(GPA + (page) * PAGE_SIZE)
+#define OFF(field)	offsetof(struct vmcb, field)
+
+/* What L2 says in RAX, by the code that the right VMCB names and by the other. */
+#define RIGHT		0x600d
+#define WRONG		0xbad
+
+#define OTHER_HALF	0x5a
+
+/* A port that L1 does not intercept, so that the test hears from L2. */
+#define L2_PORT		0x60
+#define SMM_PORT	0x61
+
+#define SMRAM_GPA	0x1000000ull
+#define SMRAM_SIZE	65536
+#define SMRAM_SLOT	(PRIVATE_MEM_SLOT + 1)
+#define SMM_HANDLER	0x8000
+
+#define VMCB_SECRET	0x736563726574ull
+
+/*
+ * L1 and L2 have general purpose registers in common, but for RAX and RSP.  L1 calls
+ * the test by a port that it intercepts for nobody.
+ */
+#define DEFINE_CODE(name, insns)					\
+	asm(".pushsection .text\n" #name ":\n" insns "\n.popsection\n");	\
+	extern char name[]
+
+#define L1_CALL		"mov $" __stringify(GUEST_CALL_PORT) ", %edx; outb %al, %dx"
+#define OUT(port)	"outb %al, $" __stringify(port) ";"
+#define MOV_EAX(val)	"mov $" __stringify(val) ", %eax;"
+#define RDMSR(msr)	"mov $" __stringify(msr) ", %ecx; rdmsr;"
+
+DEFINE_CODE(l1_vmrun, "vmrun %rax; stgi;" L1_CALL);
+DEFINE_CODE(l1_vmload, "vmload %rax;" L1_CALL);
+DEFINE_CODE(l1_vmsave, "vmsave %rax;" L1_CALL);
+DEFINE_CODE(l1_wrong, MOV_EAX(WRONG) L1_CALL);
+
+DEFINE_CODE(l2_right, MOV_EAX(RIGHT) "vmmcall");
+DEFINE_CODE(l2_wrong, MOV_EAX(WRONG) "vmmcall");
+DEFINE_CODE(l2_read, "mov (%rdi), %rax; vmmcall");
+DEFINE_CODE(l2_write, "mov %rsi, (%rdi); vmmcall");
+DEFINE_CODE(l2_call, OUT(L2_PORT) MOV_EAX(RIGHT) "vmmcall");
+DEFINE_CODE(l2_msrs, RDMSR(MSR_CSTAR) RDMSR(MSR_LSTAR) "vmmcall");
+DEFINE_CODE(l2_ports, OUT(L2_PORT) OUT(SMM_PORT) "vmmcall");
+DEFINE_CODE(l2_ud, OUT(L2_PORT) "ud2");
+
+struct nested {
+	struct private_mem mem;
+	struct kvm_vcpu *vcpu;
+	uint8_t *before;	/* what the shared half had */
+};
+
+static void vmcb_set_seg_from(struct vmcb_seg *to, struct kvm_segment *from)
+{
+	to->selector = from->selector;
+	to->base = from->base;
+	to->limit = from->limit;
+	to->attrib = from->type | from->s << SVM_SELECTOR_S_SHIFT |
+		     from->dpl << SVM_SELECTOR_DPL_SHIFT |
+		     from->present << SVM_SELECTOR_P_SHIFT |
+		     from->avl << SVM_SELECTOR_AVL_SHIFT | from->l << SVM_SELECTOR_L_SHIFT |
+		     from->db << SVM_SELECTOR_DB_SHIFT | from->g << SVM_SELECTOR_G_SHIFT;
+}
+
+/* An L2 that is like L1, but runs @rip. */
+static void vmcb_init(struct nested *self, void *page, void *rip)
+{
+	struct vmcb *vmcb = page;
+	struct vmcb_save_area *save = &vmcb->save;
+	struct kvm_sregs sregs;
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	memset(page, 0, PAGE_SIZE);
+
+	vmcb_set_seg_from(&save->es, &sregs.es);
+	vmcb_set_seg_from(&save->cs, &sregs.cs);
+	vmcb_set_seg_from(&save->ss, &sregs.ss);
+	vmcb_set_seg_from(&save->ds, &sregs.ds);
+	vmcb_set_seg_from(&save->fs, &sregs.fs);
+	vmcb_set_seg_from(&save->gs, &sregs.gs);
+	vmcb_set_seg_from(&save->ldtr, &sregs.ldt);
+	vmcb_set_seg_from(&save->tr, &sregs.tr);
+	save->gdtr.base = sregs.gdt.base;
+	save->gdtr.limit = sregs.gdt.limit;
+	save->idtr.base = sregs.idt.base;
+	save->idtr.limit = sregs.idt.limit;
+	save->efer = sregs.efer;
+	save->cr0 = sregs.cr0;
+	save->cr3 = sregs.cr3;
+	save->cr4 = sregs.cr4;
+	save->dr6 = 0xffff0ff0;
+	save->dr7 = 0x400;
+	save->rflags = X86_EFLAGS_FIXED;
+	save->rip = (uintptr_t)rip;
+	save->g_pat = 0x0007040600070406ull;
+
+	vmcb->control.asid = 1;
+	vmcb->control.intercept = BIT_ULL(INTERCEPT_VMRUN) | BIT_ULL(INTERCEPT_VMMCALL);
+	vmcb->control.msrpm_base_pa = PAGE_GPA(MSRPM);
+	vmcb->control.iopm_base_pa = PAGE_GPA(IOPM);
+}
+
+/* What the guest has in a page that is a hole yet, and what is in the other half. */
+static void stage(struct nested *self, int page, const void *private, const void *shared)
+{
+	guest_memfd_write(self->mem.memfd, private, PAGE_SIZE, page * PAGE_SIZE);
+	memcpy(self->mem.shared + page * PAGE_SIZE, shared, PAGE_SIZE);
+	memcpy(self->before + page * PAGE_SIZE, shared, PAGE_SIZE);
+}
+
+static void stage_vmcb(struct nested *self, struct vmcb *private)
+{
+	static uint8_t wrong[4096];
+
+	vmcb_init(self, wrong, l2_wrong);
+	stage(self, VMCB, private, wrong);
+}
+
+static void nested_setup(struct nested *self)
+{
+	struct kvm_sregs sregs;
+
+	private_mem_create(&self->mem, GPA, NR_PAGES * PAGE_SIZE, 0);
+	self->vcpu = self->mem.vcpu;
+	self->before = malloc(self->mem.size);
+	TEST_ASSERT(self->before, "Insufficient memory");
+	memset(self->mem.shared, OTHER_HALF, self->mem.size);
+	memset(self->before, OTHER_HALF, self->mem.size);
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		return;
+
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.efer |= EFER_SVME;
+	vcpu_sregs_set(self->vcpu, &sregs);
+	vcpu_set_msr(self->vcpu, MSR_VM_HSAVE_PA, PAGE_GPA(HSAVE));
+}
+
+static void l1_set(struct nested *self, char *insn)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(self->vcpu, &regs);
+	regs.rip = (uintptr_t)insn;
+	regs.rflags = X86_EFLAGS_FIXED;
+	regs.rax = PAGE_GPA(VMCB);
+	regs.rdx = GUEST_CALL_PORT;
+	regs.rdi = PAGE_GPA(DATA);
+	regs.rsi = RIGHT;
+	regs.rbx = 0;
+	vcpu_regs_set(self->vcpu, &regs);
+}
+
+static void expect_l1_call(struct nested *self, int ret)
+{
+	struct kvm_run *run = self->vcpu->run;
+
+	TEST_ASSERT(!ret && vcpu_is_guest_call(self->vcpu),
+		    "Expected a call by L1, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	TEST_ASSERT(vcpu_access_result(self->vcpu) == PAGE_GPA(VMCB),
+		    "Expected L1 to go on behind its instruction, RAX is 0x%lx",
+		    vcpu_access_result(self->vcpu));
+}
+
+static void l1_run(struct nested *self, char *insn)
+{
+	l1_set(self, insn);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+}
+
+static bool is_l2_call(struct nested *self, int ret, int port)
+{
+	struct kvm_run *run = self->vcpu->run;
+
+	return !ret && run->exit_reason == KVM_EXIT_IO && run->io.port == port;
+}
+
+static void expect_l2_call(struct nested *self, int ret, int port)
+{
+	struct kvm_run *run = self->vcpu->run;
+
+	TEST_ASSERT(is_l2_call(self, ret, port),
+		    "Expected L2 at port 0x%x, rc: %i errno: %i exit: %u (%s) port 0x%x", port,
+		    ret, errno, run->exit_reason, exit_reason_str(run->exit_reason),
+		    run->exit_reason == KVM_EXIT_IO ? run->io.port : 0);
+}
+
+/* Has L2 stop in the middle of its code, in the hands of the test. */
+static void l2_run_to_call(struct nested *self)
+{
+	l1_set(self, l1_vmrun);
+	expect_l2_call(self, _vcpu_run(self->vcpu), L2_PORT);
+	vcpu_run_complete_io(self->vcpu);
+}
+
+static uint64_t read_page(struct nested *self, int page, int offset)
+{
+	return vcpu_read_u64(self->vcpu, PAGE_GPA(page) + offset);
+}
+
+static void expect_exit_code(struct nested *self, uint64_t code)
+{
+	uint64_t seen = read_page(self, VMCB, OFF(control.exit_code));
+
+	TEST_ASSERT(seen == code, "Expected L1 to see exit 0x%lx in its VMCB, got 0x%lx",
+		    code, seen);
+}
+
+static void expect_rax(struct nested *self, uint64_t rax)
+{
+	uint64_t seen = read_page(self, VMCB, OFF(save.rax));
+
+	TEST_ASSERT(seen == rax, "Expected 0x%lx in RAX of L1's VMCB, got 0x%lx", rax, seen);
+}
+
+static void expect_shared_untouched(struct nested *self)
+{
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(!memcmp(self->mem.shared + i * PAGE_SIZE,
+				    self->before + i * PAGE_SIZE, PAGE_SIZE),
+			    "Expected the shared half of page %d as it was", i);
+}
+
+/* The right L2 ran, and told the right L1. */
+static void expect_right(struct nested *self)
+{
+	expect_exit_code(self, SVM_EXIT_VMMCALL);
+	expect_rax(self, RIGHT);
+	expect_shared_untouched(self);
+}
+
+FIXTURE(svm) {
+	struct nested nested;
+};
+
+FIXTURE_SETUP(svm)
+{
+	nested_setup(&self->nested);
+}
+
+FIXTURE_TEARDOWN(svm)
+{
+	free(self->nested.before);
+	if (self->nested.mem.vm)
+		private_mem_free(&self->nested.mem);
+}
+
+#define TEST_SVM(name)							\
+static void test_svm_##name(struct nested *self, struct vmcb *vmcb);	\
+TEST_F_TIMEOUT(svm, name, 120)						\
+{									\
+	static uint8_t page[4096];					\
+									\
+	if (!kvm_cpu_has(X86_FEATURE_SVM))				\
+		SKIP(return, "No SVM");					\
+	vmcb_init(&self->nested, page, l2_right);			\
+	test_svm_##name(&self->nested, (struct vmcb *)page);		\
+}									\
+static void test_svm_##name(struct nested *self, struct vmcb *vmcb)
+
+TEST_SVM(vmcb)
+{
+	stage_vmcb(self, vmcb);
+	l1_run(self, l1_vmrun);
+	expect_right(self);
+}
+
+/* What is not there yet is zero, and no VMCB.  L1 learns that from the same page. */
+TEST_SVM(vmcb_in_hole)
+{
+	static uint8_t wrong[4096];
+
+	vmcb_init(self, wrong, l2_wrong);
+	memcpy(self->mem.shared + VMCB * PAGE_SIZE, wrong, PAGE_SIZE);
+	memcpy(self->before + VMCB * PAGE_SIZE, wrong, PAGE_SIZE);
+
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, -1ull);
+	expect_shared_untouched(self);
+}
+
+/* Two bits for each MSR; those from 0xc0000000 on begin at 0x800. */
+static void msrpm_intercept(uint8_t *msrpm, uint32_t msr)
+{
+	int bit = 0x800 * 8 + (msr - 0xc0000000) * 2;
+
+	msrpm[bit / 8] |= 3 << bit % 8;
+}
+
+TEST_SVM(msr_permission_map)
+{
+	static uint8_t right[4096], wrong[4096];
+	struct kvm_regs regs;
+
+	msrpm_intercept(right, MSR_LSTAR);
+	msrpm_intercept(wrong, MSR_CSTAR);
+	stage(self, MSRPM, right, wrong);
+	memset(right, 0, sizeof(right));
+	stage(self, MSRPM_1, right, right);
+
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	vmcb->save.rip = (uintptr_t)l2_msrs;
+	stage_vmcb(self, vmcb);
+
+	l1_run(self, l1_vmrun);
+	vcpu_regs_get(self->vcpu, &regs);
+	expect_exit_code(self, SVM_EXIT_MSR);
+	TEST_ASSERT((uint32_t)regs.rcx == MSR_LSTAR,
+		    "Expected an exit of L2 for MSR 0x%x, got one for 0x%llx", MSR_LSTAR, regs.rcx);
+	expect_shared_untouched(self);
+}
+
+TEST_SVM(io_permission_map)
+{
+	static uint8_t right[4096], wrong[4096], none[4096];
+	uint64_t info;
+
+	right[SMM_PORT / 8] |= BIT(SMM_PORT % 8);
+	wrong[L2_PORT / 8] |= BIT(L2_PORT % 8);
+	stage(self, IOPM, right, wrong);
+	stage(self, IOPM_1, none, none);
+	stage(self, IOPM_2, none, none);
+
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_IOIO_PROT);
+	vmcb->save.rip = (uintptr_t)l2_ports;
+	stage_vmcb(self, vmcb);
+
+	/* One port is not L1's business, the other is. */
+	l2_run_to_call(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, SVM_EXIT_IOIO);
+	info = read_page(self, VMCB, OFF(control.exit_info_1));
+	TEST_ASSERT((info >> 16 & 0xffff) == SMM_PORT,
+		    "Expected an exit of L2 for port 0x%x, EXITINFO1 is 0x%lx", SMM_PORT, info);
+	expect_shared_untouched(self);
+}
+
+#define NPT_PRESENT		BIT_ULL(0)
+#define NPT_WRITABLE		BIT_ULL(1)
+#define NPT_USER		BIT_ULL(2)
+#define NPT_ACCESSED		BIT_ULL(5)
+#define NPT_DIRTY		BIT_ULL(6)
+#define NPT_LARGE		BIT_ULL(7)
+#define NPT_ENTRY		(NPT_PRESENT | NPT_WRITABLE | NPT_USER)
+
+#define NPT_TO(page)	(PAGE_GPA(page) | NPT_ENTRY)
+
+/* The entry of each level that leads to the page DATA: the memslot starts at 4 GiB. */
+enum { IN_PML4 = 0, IN_PDPT = GPA >> 30, IN_PD = 0, IN_PT = DATA };
+
+static uint64_t npt[5][512], other_npt[5][512];	/* [4] maps the first GiB */
+
+static const struct {
+	int page;
+	int index;
+	uint64_t *table;
+	uint64_t *other;
+	uint64_t other_entry;	/* leads to the page OTHER */
+} npt_levels[] = {
+	{ NPT_PT, IN_PT, npt[0], other_npt[0], NPT_TO(OTHER) },
+	{ NPT_PD, IN_PD, npt[1], other_npt[1], NPT_TO(OTHER_PT) },
+	{ NPT_PDPT, IN_PDPT, npt[2], other_npt[2], NPT_TO(OTHER_PD) },
+	{ NPT_PML4, IN_PML4, npt[3], other_npt[3], NPT_TO(OTHER_PDPT) },
+};
+
+/*
+ * Nested page tables in private memory that map all memory where it is.  Where the
+ * walk of one level, if any, goes to the shared half, DATA is mapped to OTHER.
+ */
+static void stage_npt(struct nested *self, struct vmcb *vmcb, int level)
+{
+	static uint64_t page[512];
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		npt[0][i] = NPT_TO(i);
+	npt[1][IN_PD] = NPT_TO(NPT_PT);
+	npt[2][0] = NPT_TO(NPT_PDPT_LOW);
+	npt[2][IN_PDPT] = NPT_TO(NPT_PD);
+	npt[3][IN_PML4] = NPT_TO(NPT_PDPT);
+	for (i = 0; i < 512; i++)
+		npt[4][i] = (uint64_t)i << 21 | NPT_ENTRY | NPT_LARGE;
+	stage(self, NPT_PDPT_LOW, npt[4], npt[4]);
+
+	for (i = 0; i < ARRAY_SIZE(npt_levels); i++) {
+		memcpy(npt_levels[i].other, npt_levels[i].table, PAGE_SIZE);
+		if (i == level)
+			npt_levels[i].other[npt_levels[i].index] = npt_levels[i].other_entry;
+		stage(self, npt_levels[i].page, npt_levels[i].table, npt_levels[i].other);
+	}
+
+	/* Where the other entries lead, the memory is the guest's as well. */
+	memcpy(page, npt[0], PAGE_SIZE);
+	page[IN_PT] = NPT_TO(OTHER);
+	stage(self, OTHER_PT, page, page);
+	memset(page, 0, PAGE_SIZE);
+	page[IN_PD] = NPT_TO(OTHER_PT);
+	stage(self, OTHER_PD, page, page);
+	memset(page, 0, PAGE_SIZE);
+	page[0] = NPT_TO(NPT_PDPT_LOW);
+	page[IN_PDPT] = NPT_TO(OTHER_PD);
+	stage(self, OTHER_PDPT, page, page);
+
+	memset(page, 0, PAGE_SIZE);
+	page[0] = RIGHT;
+	stage(self, DATA, page, self->before + DATA * PAGE_SIZE);
+	page[0] = WRONG;
+	stage(self, OTHER, page, self->before + OTHER * PAGE_SIZE);
+
+	vmcb->control.nested_ctl = SVM_NESTED_CTL_NP_ENABLE;
+	vmcb->control.nested_cr3 = PAGE_GPA(NPT_PML4);
+	vmcb->save.rip = (uintptr_t)l2_read;
+	stage_vmcb(self, vmcb);
+}
+
+static void npt_level(struct nested *self, struct vmcb *vmcb, int level)
+{
+	stage_npt(self, vmcb, level);
+	l1_run(self, l1_vmrun);
+	expect_right(self);
+}
+
+TEST_SVM(npt_pt)
+{
+	npt_level(self, vmcb, 0);
+}
+
+TEST_SVM(npt_pd)
+{
+	npt_level(self, vmcb, 1);
+}
+
+TEST_SVM(npt_pdpt)
+{
+	npt_level(self, vmcb, 2);
+}
+
+TEST_SVM(npt_pml4)
+{
+	npt_level(self, vmcb, 3);
+}
+
+TEST_SVM(npt_accessed_dirty)
+{
+	uint64_t entry, bits;
+	int i;
+
+	stage_npt(self, vmcb, -1);
+	l1_run(self, l1_vmrun);
+	expect_right(self);
+
+	for (i = 0; i < ARRAY_SIZE(npt_levels); i++) {
+		entry = read_page(self, npt_levels[i].page, npt_levels[i].index * 8);
+		bits = entry & (NPT_ACCESSED | NPT_DIRTY);
+		TEST_ASSERT(bits == NPT_ACCESSED,
+			    "Expected level %d accessed and not dirty, got 0x%lx", i + 1, entry);
+	}
+
+	/* L2 writes to the same page. */
+	vcpu_write_u64(self->vcpu, PAGE_GPA(VMCB) + OFF(save.rip), (uintptr_t)l2_write);
+	vcpu_write_u64(self->vcpu, PAGE_GPA(DATA), 0);
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, SVM_EXIT_VMMCALL);
+	TEST_ASSERT(read_page(self, DATA, 0) == RIGHT, "Expected L1 to see what L2 wrote");
+	entry = read_page(self, NPT_PT, IN_PT * 8);
+	TEST_ASSERT(entry & NPT_DIRTY, "Expected the entry dirty, got 0x%lx", entry);
+	expect_shared_untouched(self);
+}
+
+/* A table that is not there yet is an empty one, and the fault is L1's. */
+TEST_SVM(npt_in_hole)
+{
+	uint64_t gpa;
+
+	stage_npt(self, vmcb, -1);
+	vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PD) + IN_PD * 8, NPT_TO(SCRATCH));
+	memcpy(self->mem.shared + SCRATCH * PAGE_SIZE, npt[0], PAGE_SIZE);
+	memcpy(self->before + SCRATCH * PAGE_SIZE, npt[0], PAGE_SIZE);
+
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, SVM_EXIT_NPF);
+	gpa = read_page(self, VMCB, OFF(control.exit_info_2));
+	TEST_ASSERT(gpa == PAGE_GPA(DATA), "Expected a nested page fault at 0x%llx, got 0x%lx",
+		    PAGE_GPA(DATA), gpa);
+
+	vcpu_write_u64(self->vcpu, PAGE_GPA(SCRATCH) + IN_PT * 8, NPT_TO(DATA));
+	l1_run(self, l1_vmrun);
+	expect_right(self);
+}
+
+static void expect_private_fault_twice(struct nested *self, int page)
+{
+	int i, ret;
+
+	for (i = 0; i < 2; i++) {
+		ret = vcpu_access_run(self->vcpu);
+		vcpu_assert_private_fault(self->vcpu, ret, errno, PAGE_GPA(page));
+	}
+}
+
+/* A memslot of a single page, in the place of one of the memslot's pages. */
+static int set_page_slot(struct nested *self, int page, uint64_t gpa)
+{
+	static uint8_t data[4096];
+	int memfd;
+
+	memfd = vm_create_guest_memfd(self->mem.vm, PAGE_SIZE, 0);
+	memcpy(data, npt_levels[0].table, PAGE_SIZE);
+	guest_memfd_write(memfd, data, PAGE_SIZE, 0);
+	vm_set_user_memory_region2(self->mem.vm, PRIVATE_MEM_SLOT + 2, KVM_MEM_GUEST_MEMFD, gpa,
+				   PAGE_SIZE, self->mem.shared + page * PAGE_SIZE, memfd, 0);
+	return memfd;
+}
+
+/* The page table is in a file that has been closed. */
+TEST_SVM(npt_out_of_reach)
+{
+	const int page = NR_PAGES + 4;
+	int memfd, ret;
+
+	stage_npt(self, vmcb, -1);
+	vm_mem_set_private(self->mem.vm, PAGE_GPA(page), PAGE_SIZE);
+	memfd = set_page_slot(self, SCRATCH, PAGE_GPA(page));
+	vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PD) + IN_PD * 8, NPT_TO(page));
+	close(memfd);
+
+	l1_set(self, l1_vmrun);
+	expect_private_fault_twice(self, page);
+
+	/* With another file, L2 goes on as if nothing had been. */
+	vm_set_user_memory_region2(self->mem.vm, PRIVATE_MEM_SLOT + 2, KVM_MEM_GUEST_MEMFD,
+				   PAGE_GPA(page), 0, self->mem.shared, memfd, 0);
+	memfd = set_page_slot(self, SCRATCH, PAGE_GPA(page));
+	ret = vcpu_access_run(self->vcpu);
+	expect_l1_call(self, ret);
+	expect_right(self);
+	close(memfd);
+}
+
+/* VMLOAD takes the private half, VMSAVE fills it. */
+TEST_SVM(vmload)
+{
+	struct vmcb wrong = *vmcb;
+	struct kvm_sregs sregs;
+	static uint8_t page[4096];
+
+	vmcb->save.fs.base = RIGHT;
+	wrong.save.fs.base = WRONG;
+	memcpy(page, &wrong, sizeof(wrong));
+	stage(self, VMCB, vmcb, page);
+
+	l1_run(self, l1_vmload);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT(sregs.fs.base == RIGHT, "Expected VMLOAD to load 0x%x, got 0x%llx", RIGHT,
+		    sregs.fs.base);
+	expect_shared_untouched(self);
+}
+
+TEST_SVM(vmsave)
+{
+	uint64_t seen;
+
+	stage_vmcb(self, vmcb);
+	vcpu_set_msr(self->vcpu, MSR_KERNEL_GS_BASE, RIGHT);
+	l1_run(self, l1_vmsave);
+	seen = read_page(self, VMCB, OFF(save.kernel_gs_base));
+	TEST_ASSERT(seen == RIGHT, "Expected VMSAVE to save 0x%x, got 0x%lx", RIGHT, seen);
+	expect_shared_untouched(self);
+}
+
+/* L1's instruction starts again when its operand is back. */
+static void out_of_reach(struct nested *self, struct vmcb *vmcb, char *insn)
+{
+	vcpu_set_msr(self->vcpu, MSR_KERNEL_GS_BASE, RIGHT);
+	stage_vmcb(self, vmcb);
+	private_mem_set_slot(&self->mem, 0);
+
+	l1_set(self, insn);
+	expect_private_fault_twice(self, VMCB);
+
+	private_mem_set_slot(&self->mem, self->mem.size);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_shared_untouched(self);
+}
+
+TEST_SVM(vmrun_out_of_reach)
+{
+	out_of_reach(self, vmcb, l1_vmrun);
+	expect_right(self);
+}
+
+TEST_SVM(vmload_out_of_reach)
+{
+	struct kvm_sregs sregs;
+
+	vmcb->save.fs.base = RIGHT;
+	out_of_reach(self, vmcb, l1_vmload);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT(sregs.fs.base == RIGHT, "Expected VMLOAD to load 0x%x, got 0x%llx", RIGHT,
+		    sregs.fs.base);
+}
+
+TEST_SVM(vmsave_out_of_reach)
+{
+	out_of_reach(self, vmcb, l1_vmsave);
+	TEST_ASSERT(read_page(self, VMCB, OFF(save.kernel_gs_base)) == RIGHT,
+		    "Expected VMSAVE to have saved what there was");
+}
+
+/* The map is merged once, on entry: there the entry fails, as by the base. */
+TEST_SVM(msr_permission_map_out_of_reach)
+{
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	vmcb->control.msrpm_base_pa = PAGE_GPA(NR_PAGES + 8);
+	vm_mem_set_private(self->mem.vm, PAGE_GPA(NR_PAGES + 8), 2 * PAGE_SIZE);
+	stage_vmcb(self, vmcb);
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, -1ull);
+	expect_shared_untouched(self);
+}
+
+/* L2's own memory: a page of each kind, and one that changes while L2 runs. */
+TEST_SVM(l2_memory_shared)
+{
+	stage_npt(self, vmcb, -1);
+	vm_mem_set_shared(self->mem.vm, PAGE_GPA(DATA), PAGE_SIZE);
+	*(uint64_t *)(self->mem.shared + DATA * PAGE_SIZE) = 0x5a5a;
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, SVM_EXIT_VMMCALL);
+	expect_rax(self, 0x5a5a);
+
+	/* L2 runs when its page becomes private again. */
+	vcpu_write_u64(self->vcpu, PAGE_GPA(VMCB) + OFF(save.rip), (uintptr_t)l2_call);
+	l2_run_to_call(self);
+	vm_mem_set_private(self->mem.vm, PAGE_GPA(DATA), PAGE_SIZE);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	vcpu_write_u64(self->vcpu, PAGE_GPA(VMCB) + OFF(save.rip), (uintptr_t)l2_read);
+	l1_run(self, l1_vmrun);
+	expect_rax(self, RIGHT);
+}
+
+/* L2's exit goes to the half that L1 sees by then. */
+TEST_SVM(vmcb_converted_while_l2_runs)
+{
+	struct vmcb *shared = self->mem.shared + VMCB * PAGE_SIZE;
+
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	vm_mem_set_shared(self->mem.vm, PAGE_GPA(VMCB), PAGE_SIZE);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	TEST_ASSERT(shared->control.exit_code == SVM_EXIT_VMMCALL && shared->save.rax == RIGHT,
+		    "Expected the exit in the half that is the guest's now");
+	expect_exit_code(self, SVM_EXIT_VMMCALL);
+
+	vm_mem_set_private(self->mem.vm, PAGE_GPA(VMCB), PAGE_SIZE);
+	expect_rax(self, 0);
+}
+
+TEST_SVM(vmcb_punched_while_l2_runs)
+{
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	guest_memfd_punch(self->mem.memfd, VMCB * PAGE_SIZE, PAGE_SIZE);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+	TEST_ASSERT(!read_page(self, VMCB, OFF(control.intercept)),
+		    "Expected a page that was zero before L2's exit");
+}
+
+static void vmcb_gone_while_l2_runs(struct nested *self, struct vmcb *vmcb, char *rip,
+				    uint64_t exit_code)
+{
+	vmcb->save.rip = (uintptr_t)rip;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	private_mem_set_slot(&self->mem, 0);
+	expect_private_fault_twice(self, VMCB);
+
+	private_mem_set_slot(&self->mem, self->mem.size);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, exit_code);
+	expect_shared_untouched(self);
+}
+
+TEST_SVM(slot_deleted_while_l2_runs)
+{
+	vmcb_gone_while_l2_runs(self, vmcb, l2_call, SVM_EXIT_VMMCALL);
+	expect_rax(self, RIGHT);
+}
+
+static bool kernel_has_warned(void)
+{
+	const long warned = BIT(9);
+	char buf[32] = "";
+	int fd;
+
+	fd = open_path_or_exit("/proc/sys/kernel/tainted", O_RDONLY);
+	TEST_ASSERT(read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read /proc/sys/kernel/tainted");
+	close(fd);
+	return atol(buf) & warned;
+}
+
+/* An exception that is L1's waits for it, and KVM does not wonder. */
+TEST_SVM(slot_deleted_before_exception)
+{
+	bool warned = kernel_has_warned();
+
+	vmcb->control.intercept_exceptions = BIT(UD_VECTOR);
+	vmcb_gone_while_l2_runs(self, vmcb, l2_ud, SVM_EXIT_EXCP_BASE + UD_VECTOR);
+	TEST_ASSERT(kernel_has_warned() == warned, "Expected no warning of the kernel");
+}
+
+TEST_SVM(file_closed_while_l2_runs)
+{
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	close(self->mem.memfd);
+	expect_private_fault_twice(self, VMCB);
+
+	private_mem_set_slot(&self->mem, 0);
+	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
+	private_mem_set_slot(&self->mem, self->mem.size);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+}
+
+static void inject_smi(struct nested *self)
+{
+	struct kvm_vcpu_events events;
+
+	vcpu_events_get(self->vcpu, &events);
+	events.smi.pending = 1;
+	events.flags |= KVM_VCPUEVENT_VALID_SMM;
+	vcpu_events_set(self->vcpu, &events);
+}
+
+/* L1's state is in the save area while SMM interrupts L2. */
+TEST_SVM(host_save_area)
+{
+	static uint8_t wrong[4096], zero[4096];
+	struct kvm_sregs sregs;
+	uint8_t *smram;
+	uint64_t seen;
+
+	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
+	vm_userspace_mem_region_add(self->mem.vm, VM_MEM_SRC_ANONYMOUS, SMRAM_GPA, SMRAM_SLOT,
+				    SMRAM_SIZE / PAGE_SIZE, 0);
+	smram = addr_gpa2hva(self->mem.vm, SMRAM_GPA);
+	smram[SMM_HANDLER] = 0xe6;		/* out %al, $SMM_PORT */
+	smram[SMM_HANDLER + 1] = SMM_PORT;
+	smram[SMM_HANDLER + 2] = 0x0f;		/* rsm */
+	smram[SMM_HANDLER + 3] = 0xaa;
+	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, SMRAM_GPA);
+
+	vmcb_init(self, wrong, l1_wrong);
+	stage(self, HSAVE, zero, wrong);
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	vcpu_sregs_get(self->vcpu, &sregs);
+
+	l2_run_to_call(self);
+	inject_smi(self);
+	expect_l2_call(self, _vcpu_run(self->vcpu), SMM_PORT);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+	seen = read_page(self, HSAVE, OFF(save.cr3));
+	TEST_ASSERT(seen == sregs.cr3, "Expected L1's CR3 in its save area, got 0x%lx", seen);
+}
+
+/* An SMI cannot wait, and without the VMCB there is no way back: the VM is dead. */
+TEST_SVM(smi_out_of_reach)
+{
+	int ret;
+
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	private_mem_set_slot(&self->mem, 0);
+	inject_smi(self);
+
+	ret = _vcpu_run(self->vcpu);
+	TEST_ASSERT(ret == -1 && errno == EIO, "Expected EIO, rc: %i errno: %i exit: %u (%s)", ret,
+		    errno, self->vcpu->run->exit_reason,
+		    exit_reason_str(self->vcpu->run->exit_reason));
+
+	/* It does not even give back its memslots, until the process ends. */
+	self->mem.vm = NULL;
+}
+
+static struct kvm_nested_state *nested_state_get(struct nested *self)
+{
+	struct kvm_nested_state *state = calloc(1, 65536);
+
+	TEST_ASSERT(state, "Insufficient memory");
+	state->size = 65536;
+	vcpu_nested_state_get(self->vcpu, state);
+	return state;
+}
+
+static void expect_no_secret(struct kvm_nested_state *state)
+{
+	uint64_t word;
+	int i;
+
+	for (i = 0; i + sizeof(word) <= state->size; i++) {
+		memcpy(&word, (uint8_t *)state + i, sizeof(word));
+		TEST_ASSERT(word != VMCB_SECRET,
+			    "Expected nothing of the page in the nested state, found it at %d", i);
+	}
+}
+
+/* What the processor has of the VMCB while L2 runs, and not the page. */
+TEST_SVM(nested_state_round_trip)
+{
+	struct kvm_nested_state *state, *again;
+	const uint64_t secret = VMCB_SECRET;
+
+	/* In a field that is reserved, and behind all fields. */
+	memcpy(vmcb->control.reserved_1, &secret, sizeof(secret));
+	memcpy((void *)vmcb + 0x800, &secret, sizeof(secret));
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+
+	state = nested_state_get(self);
+	TEST_ASSERT(state->flags & KVM_STATE_NESTED_GUEST_MODE &&
+		    state->hdr.svm.vmcb_pa == PAGE_GPA(VMCB),
+		    "Expected the state of L2, got flags 0x%x", state->flags);
+	expect_no_secret(state);
+
+	vcpu_nested_state_set(self->vcpu, state);
+	again = nested_state_get(self);
+	TEST_ASSERT(again->size == state->size && !memcmp(again, state, state->size),
+		    "Expected to read the state that was set");
+
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+	TEST_ASSERT(read_page(self, VMCB, 0x800) == VMCB_SECRET,
+		    "Expected the rest of the VMCB as L1 left it");
+}
+
+/* Whatever addresses userspace puts into the state, it learns nothing of what is there. */
+TEST_SVM(nested_state_of_userspace)
+{
+	struct kvm_nested_state *state, *again;
+	struct vmcb *ctl;
+	uint64_t seen;
+
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage(self, MSRPM, self->before + DATA * PAGE_SIZE, self->before + MSRPM * PAGE_SIZE);
+	stage_vmcb(self, vmcb);
+	vcpu_fill(self->vcpu, PAGE_GPA(DATA), VMCB_SECRET, 2 * PAGE_SIZE);
+	l2_run_to_call(self);
+
+	state = nested_state_get(self);
+	ctl = (struct vmcb *)state->data.svm;
+	state->hdr.svm.vmcb_pa = PAGE_GPA(DATA);
+	ctl->control.msrpm_base_pa = PAGE_GPA(DATA);
+	ctl->control.iopm_base_pa = PAGE_GPA(DATA);
+	vcpu_nested_state_set(self->vcpu, state);
+
+	again = nested_state_get(self);
+	TEST_ASSERT(!memcmp(again, state, state->size), "Expected to read the state that was set");
+	expect_no_secret(again);
+
+	/* Now KVM uses them, to run L2 and for its exit. */
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_no_secret(nested_state_get(self));
+	seen = read_page(self, DATA, OFF(control.exit_code));
+	TEST_ASSERT(seen == SVM_EXIT_VMMCALL, "Expected L2's exit in that page, got 0x%lx", seen);
+	expect_shared_untouched(self);
+}
+
+/*
+ * What KVM writes to a page that has left the file meanwhile is nobody's, and not
+ * there for the next owner of the page.
+ */
+FIXTURE(punched) {
+	struct nested nested;
+	struct memcg cg;
+	int kcore;
+};
+
+FIXTURE_SETUP(punched)
+{
+	memcg_create(&self->cg);
+	memcg_enter(&self->cg);
+	nested_setup(&self->nested);
+	self->kcore = open("/proc/kcore", O_RDONLY);
+}
+
+FIXTURE_TEARDOWN(punched)
+{
+	close(self->kcore);
+	free(self->nested.before);
+	private_mem_free(&self->nested.mem);
+	memcg_destroy(&self->cg);
+}
+
+static void *vmsave_thread(void *arg)
+{
+	struct nested *self = arg;
+
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	return NULL;
+}
+
+/* Nothing but luck has the two meet, unless VMSAVE is slow. */
+TEST_F_TIMEOUT(punched, vmsave, 120)
+{
+	struct nested *nested = &self->nested;
+	static uint64_t frame[4096 / 8];
+	static uint8_t page[4096];
+	pthread_t thread;
+	uint64_t pfn;
+	int i, round;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "No SVM");
+	if (self->kcore < 0)
+		SKIP(return, "No CONFIG_PROC_KCORE");
+
+	vmcb_init(nested, page, l2_right);
+	vcpu_set_msr(nested->vcpu, MSR_KERNEL_GS_BASE, VMCB_SECRET);
+	for (round = 0; round < 3; round++) {
+		pfn = memcg_take_and_find(&self->cg, nested->mem.memfd, VMCB * PAGE_SIZE, page,
+					  PAGE_SIZE);
+		l1_set(nested, l1_vmsave);
+		pthread_create(&thread, NULL, vmsave_thread, nested);
+		usleep(50000);
+		guest_memfd_punch(nested->mem.memfd, VMCB * PAGE_SIZE, PAGE_SIZE);
+		pthread_join(thread, NULL);
+
+		ASSERT_TRUE(read_frames(self->kcore, pfn, 1, frame));
+		for (i = 0; i < ARRAY_SIZE(frame); i++)
+			ASSERT_NE(VMCB_SECRET, frame[i])
+				TH_LOG("found at %d in page frame 0x%lx", i * 8, pfn);
+	}
+}
+
+/*
+ * The whole guest is private, and L1 sets itself up with what the other tests use.
+ * Its VMCB, bitmaps, stack and page tables are where the test cannot see them.
+ */
+enum { CALL_DONE = 1, CALL_L2, CALL_L2_AGAIN };
+
+static void l2_code(void)
+{
+	guest_call(CALL_L2, 0, 0, 0);
+	asm volatile("vmmcall" : : : "memory");
+}
+
+#define L2_STACK_SIZE	64
+
+static void l1_code_svm(struct svm_test_data *svm)
+{
+	unsigned long stack[L2_STACK_SIZE];
+
+	generic_svm_setup(svm, l2_code, &stack[L2_STACK_SIZE - 1]);
+	svm->vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	run_guest(svm->vmcb, svm->vmcb_gpa);
+	guest_call(CALL_DONE, svm->vmcb->control.exit_code, 0, 0);
+}
+
+static void expect_guest_call(struct kvm_vcpu *vcpu, uint64_t nr, uint64_t arg0)
+{
+	struct kvm_run *run = vcpu->run;
+	struct guest_call call = {};
+	int ret = _vcpu_run(vcpu);
+
+	TEST_ASSERT(!ret && vcpu_get_guest_call(vcpu, &call) && call.nr == nr &&
+		    call.args[0] == arg0,
+		    "Expected call %lu with 0x%lx, rc: %i errno: %i exit: %u (%s) call %lu with 0x%lx",
+		    nr, arg0, ret, errno, run->exit_reason, exit_reason_str(run->exit_reason),
+		    call.nr, call.args[0]);
+}
+
+TEST(svm_all_private)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	vm_vaddr_t gva;
+
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SKIP(return, "No SVM");
+
+	vm = private_mem_vm_create(1, 64, l1_code_svm, &vcpu);
+	vcpu_alloc_svm(vm, &gva);
+	vcpu_args_set(vcpu, 1, gva);
+	vm_mem_slot_make_private(vm, 0);
+
+	expect_guest_call(vcpu, CALL_L2, 0);
+	expect_guest_call(vcpu, CALL_DONE, SVM_EXIT_VMMCALL);
+	kvm_vm_free(vm);
+}
+
+/* The same with VT-x, where vmcs12, bitmaps and a virtual-APIC page are private. */
+#define VIRTUAL_APIC	PAGE_GPA(0)
+
+static void l2_code_vmx(void)
+{
+	asm volatile("mov %0, %%cr8" : : "r" (3ul));
+	guest_call(CALL_L2, 0, 0, 0);
+	asm volatile("mov %0, %%cr8" : : "r" (5ul));
+	guest_call(CALL_L2_AGAIN, 0, 0, 0);
+	vmcall();
+}
+
+static void l1_code_vmx(struct vmx_pages *vmx)
+{
+	unsigned long stack[L2_STACK_SIZE];
+	uint32_t control;
+
+	if (!prepare_for_vmx_operation(vmx) || !load_vmcs(vmx))
+		guest_call(CALL_DONE, -1ul, 0, 0);
+	prepare_vmcs(vmx, l2_code_vmx, &stack[L2_STACK_SIZE - 1]);
+
+	control = vmreadz(CPU_BASED_VM_EXEC_CONTROL);
+	control |= CPU_BASED_TPR_SHADOW | CPU_BASED_USE_MSR_BITMAPS;
+	control &= ~(CPU_BASED_CR8_LOAD_EXITING | CPU_BASED_CR8_STORE_EXITING);
+	vmwrite(CPU_BASED_VM_EXEC_CONTROL, control);
+	vmwrite(VIRTUAL_APIC_PAGE_ADDR, VIRTUAL_APIC);
+	vmwrite(TPR_THRESHOLD, 0);
+
+	if (vmlaunch())
+		guest_call(CALL_DONE, -2ul, 0, 0);
+	guest_call(CALL_DONE, vmreadz(VM_EXIT_REASON), 0, 0);
+}
+
+FIXTURE(vmx) {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	uint8_t *shared;
+	int memfd;
+};
+
+FIXTURE_SETUP(vmx)
+{
+	vm_vaddr_t gva;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		return;
+
+	self->vm = private_mem_vm_create(1, 64, l1_code_vmx, &self->vcpu);
+	vcpu_alloc_vmx(self->vm, &gva);
+	vcpu_args_set(self->vcpu, 1, gva);
+	vm_mem_slot_make_private(self->vm, 0);
+
+	self->memfd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
+	self->shared = shared_mem_alloc(PAGE_SIZE);
+	memset(self->shared, OTHER_HALF, PAGE_SIZE);
+	vm_set_user_memory_region2(self->vm, PRIVATE_MEM_SLOT, KVM_MEM_GUEST_MEMFD, VIRTUAL_APIC,
+				   PAGE_SIZE, self->shared, self->memfd, 0);
+	vm_mem_set_private(self->vm, VIRTUAL_APIC, PAGE_SIZE);
+}
+
+FIXTURE_TEARDOWN(vmx)
+{
+	if (self->vm)
+		kvm_vm_free(self->vm);
+}
+
+TEST_F(vmx, all_private)
+{
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VT-x");
+
+	expect_guest_call(self->vcpu, CALL_L2, 0);
+	expect_guest_call(self->vcpu, CALL_L2_AGAIN, 0);
+	expect_guest_call(self->vcpu, CALL_DONE, EXIT_REASON_VMCALL);
+	ASSERT_EQ(OTHER_HALF, self->shared[0x80]);
+}
+
+/* The processor must not write the TPR to the page that is not L1's any more. */
+TEST_F(vmx, virtual_apic_converted)
+{
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VT-x");
+
+	expect_guest_call(self->vcpu, CALL_L2, 0);
+	ASSERT_EQ(OTHER_HALF, self->shared[0x80]);
+	vm_mem_set_shared(self->vm, VIRTUAL_APIC, PAGE_SIZE);
+	expect_guest_call(self->vcpu, CALL_L2_AGAIN, 0);
+	ASSERT_EQ(5 << 4, self->shared[0x80]);
+	vm_mem_set_private(self->vm, VIRTUAL_APIC, PAGE_SIZE);
+	expect_guest_call(self->vcpu, CALL_DONE, EXIT_REASON_VMCALL);
+}
+
+/* L2 does not run before the page is back. */
+TEST_F(vmx, virtual_apic_out_of_reach)
+{
+	int ret;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VT-x");
+
+	expect_guest_call(self->vcpu, CALL_L2, 0);
+	close(self->memfd);
+	ret = _vcpu_run(self->vcpu);
+	vcpu_assert_private_fault(self->vcpu, ret, errno, VIRTUAL_APIC);
+	vm_mem_set_shared(self->vm, VIRTUAL_APIC, PAGE_SIZE);
+	expect_guest_call(self->vcpu, CALL_L2_AGAIN, 0);
+	ASSERT_EQ(5 << 4, self->shared[0x80]);
+	expect_guest_call(self->vcpu, CALL_DONE, EXIT_REASON_VMCALL);
+}
+
+/* An enlightened VMCS would be at an address of userspace's choice. */
+TEST_F(vmx, evmcs_refused)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_HYPERV_ENLIGHTENED_VMCS,
+	};
+	uint16_t version;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "No VT-x");
+
+	ASSERT_EQ(0, vm_check_cap(self->vm, cap.cap));
+	cap.args[0] = (uintptr_t)&version;
+	ASSERT_EQ(EINVAL, err_of(__vcpu_ioctl(self->vcpu, KVM_ENABLE_CAP, &cap)));
+}
+
+TEST_HARNESS_MAIN

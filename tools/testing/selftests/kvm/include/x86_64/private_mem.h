@@ -74,7 +74,7 @@ enum guest_access {
 /* The instructions, for the guest's eyes only. */
 extern char guest_access_read[], guest_access_read_mmx[], guest_access_write[];
 extern char guest_access_exec[], guest_access_fill[], guest_access_check[];
-extern char guest_access_stamp[], guest_access_verify[];
+extern char guest_access_stamp[], guest_access_verify[], guest_call_function[];
 
 void vcpu_access_set(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t gva,
 		     uint64_t val, uint64_t nr);
@@ -105,6 +105,16 @@ static inline void vcpu_fill(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, 
 {
 	vcpu_access(vcpu, GUEST_FILL, gva, val, size / 8);
 }
+
+/*
+ * Sets the vCPU to call a function of the test's, with interrupts off, and then the
+ * test.  vcpu_access_run() runs it, vcpu_access_result() is what it returned.
+ */
+void vcpu_call_set(struct kvm_vcpu *vcpu, uint64_t stack, void *function, uint64_t arg0,
+		   uint64_t arg1, uint64_t arg2);
+
+/* One of KVM's binary statistics of a vCPU. */
+uint64_t vcpu_stat(struct kvm_vcpu *vcpu, const char *name);
 
 /* Fails the test unless the guest reads @val, and nothing else, in the range. */
 void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size);
@@ -263,6 +273,9 @@ void memory_unfragment(struct fragments *f);
 
 /* Fails the test unless all of @val gets into the file @name in @dir. */
 void dir_write(const char *dir, const char *name, const char *val);
+
+/* As for a type of VM whose private memory the host cannot read; of all VMs, while set. */
+bool set_private_mem_inaccessible(bool inaccessible);
 
 /* Emulates every instruction behind this prefix, while the parameter is set. */
 #define FORCED_EMULATION	"ud2; .ascii \"kvm\"; "

@@ -14,6 +14,7 @@
 #include "private_mem.h"
 
 #define FORCED_EMULATION_PARAM	"/sys/module/kvm/parameters/force_emulation_prefix"
+#define INACCESSIBLE_PARAM	"/sys/module/kvm/parameters/private_mem_inaccessible"
 
 /*
  * The accesses.  None of them needs a stack, so that nothing else in the guest
@@ -62,6 +63,10 @@ asm(".pushsection .text\n"
 	"	dec %rcx\n"
 	"	jnz guest_access_verify\n"
 	"1:	mov %rcx, %rax\n"
+	"	outb %al, %dx\n"
+	"guest_call_function:\n"
+	"	call *%rax\n"
+	"	mov $" __stringify(GUEST_CALL_PORT) ", %edx\n"
 	"	outb %al, %dx\n"
 	".popsection\n");
 
@@ -165,6 +170,44 @@ uint64_t vcpu_access(struct kvm_vcpu *vcpu, enum guest_access access, uint64_t g
 		    access, gva, ret, errno, vcpu->run->exit_reason,
 		    exit_reason_str(vcpu->run->exit_reason));
 	return vcpu_access_result(vcpu);
+}
+
+void vcpu_call_set(struct kvm_vcpu *vcpu, uint64_t stack, void *function, uint64_t arg0,
+		   uint64_t arg1, uint64_t arg2)
+{
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	regs.rip = (uintptr_t)guest_call_function;
+	regs.rflags = X86_EFLAGS_FIXED;
+	regs.rax = (uintptr_t)function;
+	regs.rsp = stack & ~15ull;
+	regs.rdi = arg0;
+	regs.rsi = arg1;
+	regs.rdx = arg2;
+	vcpu_regs_set(vcpu, &regs);
+}
+
+uint64_t vcpu_stat(struct kvm_vcpu *vcpu, const char *name)
+{
+	struct kvm_stats_header header;
+	struct kvm_stats_desc *descs, *desc = NULL;
+	uint64_t val = 0;
+	int fd, i;
+
+	fd = vcpu_get_stats_fd(vcpu);
+	read_stats_header(fd, &header);
+	descs = read_stats_descriptors(fd, &header);
+	for (i = 0; i < header.num_desc; i++) {
+		desc = get_stats_descriptor(descs, i, &header);
+		if (!strcmp(desc->name, name))
+			break;
+	}
+	TEST_ASSERT(i < header.num_desc, "A vCPU has no statistic '%s'", name);
+	read_stat_data(fd, &header, desc, &val, 1);
+	free(descs);
+	close(fd);
+	return val;
 }
 
 void vcpu_check(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, uint64_t size)
@@ -847,4 +890,31 @@ int forced_emulation_set(int val)
 	close(fd);
 
 	return atoi(buf);
+}
+
+static void restore_private_mem_accessible(void)
+{
+	set_private_mem_inaccessible(false);
+}
+
+/*
+ * However the process ends by itself, private memory is accessible again.  Returns
+ * false where the kernel is not built for it.
+ */
+bool set_private_mem_inaccessible(bool inaccessible)
+{
+	static bool registered;
+	int fd;
+
+	fd = open(INACCESSIBLE_PARAM, O_WRONLY);
+	if (fd < 0)
+		return false;
+
+	if (!registered)
+		atexit(restore_private_mem_accessible);
+	registered = true;
+	TEST_ASSERT(write(fd, inaccessible ? "Y" : "N", 1) == 1,
+		    "Cannot write " INACCESSIBLE_PARAM);
+	close(fd);
+	return true;
 }

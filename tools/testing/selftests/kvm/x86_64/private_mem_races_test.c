@@ -202,16 +202,18 @@ static void guest_kvm_##name(uint64_t index, uint64_t unused)			\
 	guest_call(CALL_DONE, 0, 0, 0);						\
 }
 
-DEFINE_KVM_WRITER(clock, , wrmsr(MSR_KVM_SYSTEM_TIME_NEW, at | KVM_MSR_ENABLED));
-DEFINE_KVM_WRITER(wall_clock, , wrmsr(MSR_KVM_WALL_CLOCK_NEW, at));
-DEFINE_KVM_WRITER(steal_time, , wrmsr(MSR_KVM_STEAL_TIME, at | KVM_MSR_ENABLED));
-DEFINE_KVM_WRITER(string_in, ,
+DEFINE_KVM_WRITER(clock, (void)0, wrmsr(MSR_KVM_SYSTEM_TIME_NEW, at | KVM_MSR_ENABLED));
+DEFINE_KVM_WRITER(wall_clock, (void)0, wrmsr(MSR_KVM_WALL_CLOCK_NEW, at));
+DEFINE_KVM_WRITER(steal_time, (void)0, wrmsr(MSR_KVM_STEAL_TIME, at | KVM_MSR_ENABLED));
+DEFINE_KVM_WRITER(string_in, (void)0,
 		  asm volatile("insb" : "+D" (at) : "d" (GUEST_CALL_PORT) : "memory");
 		  at = KVM_WRITES_AT(index));
-DEFINE_KVM_WRITER(store, , asm volatile(FORCED_EMULATION "mov %0, (%1)"
-					: : "r" (i), "r" (at) : "memory"));
-DEFINE_KVM_WRITER(locked, , asm volatile(FORCED_EMULATION "lock addq $1, (%0)"
-					 : : "r" (at) : "memory", "cc"));
+DEFINE_KVM_WRITER(store, (void)0,
+		  asm volatile(FORCED_EMULATION "mov %0, (%1)"
+			       : : "r" (i), "r" (at) : "memory"));
+DEFINE_KVM_WRITER(locked, (void)0,
+		  asm volatile(FORCED_EMULATION "lock addq $1, (%0)"
+			       : : "r" (at) : "memory", "cc"));
 DEFINE_KVM_WRITER(vmsave, wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME),
 		  asm volatile("vmsave %%rax" : : "a" (PAGE_GPA) : "memory"));
 
@@ -768,28 +770,44 @@ static void check_kvm_writes(struct test *t, void *guest_code)
 	test_stop(t);
 }
 
-#define TEST_KVM_WRITES(name)							\
-TEST_F_TIMEOUT(races, kvm_writes_##name, RACES_TIMEOUT)				\
-{										\
-	check_kvm_writes(&self->t, guest_kvm_##name);				\
+TEST_F_TIMEOUT(races, kvm_writes_clock, RACES_TIMEOUT)
+{
+	check_kvm_writes(&self->t, guest_kvm_clock);
 }
 
-TEST_KVM_WRITES(clock)
-TEST_KVM_WRITES(wall_clock)
-TEST_KVM_WRITES(steal_time)
-TEST_KVM_WRITES(string_in)
-
-#define TEST_EMULATED_WRITES(name)						\
-TEST_F_TIMEOUT(races, kvm_writes_##name, RACES_TIMEOUT)				\
-{										\
-	int before = forced_emulation_set(1);					\
-										\
-	check_kvm_writes(&self->t, guest_kvm_##name);				\
-	forced_emulation_set(before);						\
+TEST_F_TIMEOUT(races, kvm_writes_wall_clock, RACES_TIMEOUT)
+{
+	check_kvm_writes(&self->t, guest_kvm_wall_clock);
 }
 
-TEST_EMULATED_WRITES(store)
-TEST_EMULATED_WRITES(locked)
+TEST_F_TIMEOUT(races, kvm_writes_steal_time, RACES_TIMEOUT)
+{
+	check_kvm_writes(&self->t, guest_kvm_steal_time);
+}
+
+TEST_F_TIMEOUT(races, kvm_writes_string_in, RACES_TIMEOUT)
+{
+	check_kvm_writes(&self->t, guest_kvm_string_in);
+}
+
+static void check_emulated_writes(struct test *t, void *guest_code)
+{
+	int before = forced_emulation_set(1);
+
+	TEST_ASSERT(before >= 0, "KVM has no forced emulation");
+	check_kvm_writes(t, guest_code);
+	forced_emulation_set(before);
+}
+
+TEST_F_TIMEOUT(races, kvm_writes_store, RACES_TIMEOUT)
+{
+	check_emulated_writes(&self->t, guest_kvm_store);
+}
+
+TEST_F_TIMEOUT(races, kvm_writes_locked, RACES_TIMEOUT)
+{
+	check_emulated_writes(&self->t, guest_kvm_locked);
+}
 
 TEST_F_TIMEOUT(races, kvm_writes_vmsave, RACES_TIMEOUT)
 {

@@ -14,13 +14,20 @@
  * cost nothing, and huge pages line up.
  *
  *	0x00010000	struct boot_area: what the boot protocol asks for
- *	0x000a0000	the legacy VGA and BIOS hole, to 1 MiB
+ *	0x000a0000	the legacy VGA hole
+ *	0x000e0000	the ACPI tables, and zeros where a PC has its BIOS: Linux looks
+ *			for more tables there, byte by byte, which as a hole takes long
+ *	0x00100000	high memory
  *	pref_address	the kernel, 16 MiB unless configured otherwise
  *	top of RAM	the initramfs, below 3 GiB
  *	0xc0000000	a hole for devices, to 4 GiB; the rest of RAM goes above it
  *
  * With --ordinary the same guest runs the same way in memory that is not
  * private: the file is a memfd, and its mapping is the guest's RAM.
+ *
+ * This file has the VM, its memory and its processors; linux.c has the kernel and
+ * the boot protocol, acpi.c what the kernel learns about the machine from, serial.c
+ * the console, and stats.c what KVM has counted.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -28,208 +35,26 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdnoreturn.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <asm/bootparam.h>
-#include <linux/kvm.h>
 #include <linux/kvm_para.h>
-#include <linux/serial_reg.h>
 
-#define PAGE_SIZE	4096ULL
-#define MIB		(1024ULL * 1024)
-#define GIB		(1024 * MIB)
-
-#define BOOT_AREA	0x10000ULL
-#define VGA_HOLE	0xa0000ULL
-#define VGA_HOLE_END	(1 * MIB)
-#define DEVICE_HOLE	(3 * GIB)
-#define DEVICE_HOLE_END	(4 * GIB)
+#include "vmm.h"
 
 /* What KVM wants for itself on VT-x lies in the hole for devices. */
 #define IDENTITY_MAP	0xfffbc000ULL
 #define TSS_ADDR	0xfffbd000UL
 
+#define HUGE_PAGE_SIZE	(2 * MIB)
+
 #define MIN_MEMORY_MIB	2
 #define MAX_MEMORY_MIB	(512 * 1024)
-
-/* Exit codes, besides 0 when the guest has reset itself. */
-#define EXIT_VMM	1	/* what was asked for cannot be done */
-#define EXIT_GUEST	2	/* the guest's processor has shut down */
-
-#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
-#define PAGE_ALIGN(n)	(((n) + PAGE_SIZE - 1) & -PAGE_SIZE)
-
-struct options {
-	const char *kernel;
-	const char *initramfs;
-	const char *cmdline;
-	__u64 memory;		/* bytes */
-	bool ordinary;
-	bool quiet;
-};
-
-/* A part of a file, and the guest physical address that it is loaded at. */
-struct image {
-	const char *path;
-	int fd;
-	__u64 offset;
-	__u64 size;
-	__u64 gpa;
-};
-
-struct range {
-	__u64 start;
-	__u64 end;
-};
-
-/* What the VMM hands to the kernel at its 64-bit entry point. */
-struct boot_area {
-	union {
-		struct boot_params params;
-		char params_page[PAGE_SIZE];
-	};
-	char cmdline[PAGE_SIZE];
-	__u64 pml4[512];
-	__u64 pdpt[512];
-	__u64 pd[4][512];
-	__u64 gdt[512];
-};
-
-#define BOOT_GPA(member)	(BOOT_AREA + offsetof(struct boot_area, member))
-
-/* A 16550 on I/O port 0x3f8, interrupt 4. */
-#define SERIAL_PORT	0x3f8
-#define SERIAL_IRQ	4
-
-struct serial {
-	pthread_mutex_t lock;
-	pthread_cond_t room;	/* rx has been emptied */
-	__u8 ier, fcr, lcr, mcr, scr, dll, dlm;
-	bool thre;		/* "transmitter empty" has not been told yet */
-	bool irq;		/* level of the interrupt line */
-	__u8 rx[16];
-	unsigned int rx_len, rx_next;
-};
-
-struct vm {
-	bool private;
-	int fd;
-	int ram_fd;
-	char *shared;
-	struct range ram[3];
-	unsigned int nr_ram;
-	__u64 entry;
-	int vcpu_fd;
-	struct kvm_run *run;
-	struct serial serial;
-	unsigned long explicit, implicit;	/* conversions */
-	struct { __u64 gpa, flags; } fault;	/* the last, if nothing came after */
-};
-
-/*
- * The images. They are looked at before a VM is made, so that whoever gave a
- * wrong one hears about that and not about KVM.
- */
-
-static void read_exactly(const struct image *image, void *buf, __u64 size,
-			 __u64 offset)
-{
-	while (size) {
-		ssize_t n = pread(image->fd, buf, size, offset);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			err(EXIT_VMM, "%s", image->path);
-		if (n == 0)
-			errx(EXIT_VMM, "%s: truncated", image->path);
-		buf += n;
-		size -= n;
-		offset += n;
-	}
-}
-
-static void open_image(struct image *image, const char *path)
-{
-	struct stat st;
-
-	/* Without O_NONBLOCK a FIFO would not be told apart, but waited for. */
-	image->path = path;
-	image->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (image->fd < 0 || fstat(image->fd, &st))
-		err(EXIT_VMM, "%s", path);
-	if (!S_ISREG(st.st_mode))
-		errx(EXIT_VMM, "%s: not a regular file", path);
-	if (!st.st_size)
-		errx(EXIT_VMM, "%s: empty", path);
-	image->offset = 0;
-	image->size = st.st_size;
-}
-
-/*
- * A bzImage is boot sectors, which a 64-bit boot does without except for the
- * header in them, and the kernel proper. See Documentation/x86/boot.rst.
- */
-static void open_kernel(struct image *kernel, const char *path,
-			struct setup_header *hdr)
-{
-	const __u64 start = offsetof(struct boot_params, hdr);
-	__u64 file_size, hdr_size;
-
-	open_image(kernel, path);
-	file_size = kernel->size;
-	if (file_size < start + sizeof(*hdr))
-		errx(EXIT_VMM, "%s: too short for a bzImage", path);
-	read_exactly(kernel, hdr, sizeof(*hdr), start);
-	if (hdr->boot_flag != 0xaa55 || memcmp(&hdr->header, "HdrS", 4))
-		errx(EXIT_VMM, "%s: not a bzImage", path);
-	if (hdr->version < 0x20c || !(hdr->xloadflags & XLF_KERNEL_64))
-		errx(EXIT_VMM, "%s: no 64-bit entry point", path);
-
-	/* The header ends where its first jump leads, and code follows. */
-	hdr_size = offsetof(struct setup_header, header) + (hdr->jump >> 8);
-	if (hdr_size < sizeof(*hdr))
-		memset((char *)hdr + hdr_size, 0, sizeof(*hdr) - hdr_size);
-
-	kernel->offset = ((hdr->setup_sects ?: 4) + 1) * 512;
-	kernel->size = hdr->syssize * 16ULL;
-	kernel->gpa = hdr->pref_address;
-	if (kernel->offset + kernel->size > file_size)
-		errx(EXIT_VMM, "%s: truncated, %llu bytes of %llu", path,
-		     file_size, kernel->offset + kernel->size);
-	if (kernel->size > hdr->init_size || kernel->gpa % PAGE_SIZE ||
-	    kernel->gpa < VGA_HOLE_END || kernel->gpa >= DEVICE_HOLE)
-		errx(EXIT_VMM, "%s: makes no sense as a bzImage", path);
-}
-
-/* Finds the initramfs a place as high as the kernel and the holes allow. */
-static void place_images(struct image *kernel, struct image *initramfs,
-			 const struct setup_header *hdr,
-			 const struct options *opts)
-{
-	__u64 kernel_end = kernel->gpa + PAGE_ALIGN(hdr->init_size);
-	__u64 top = opts->memory < DEVICE_HOLE ? opts->memory : DEVICE_HOLE;
-
-	if (kernel_end > top)
-		errx(EXIT_VMM, "%s: needs %llu MiB of memory, there are %llu",
-		     kernel->path, (kernel_end + MIB - 1) / MIB, top / MIB);
-	if (!initramfs->path)
-		return;
-	if (top > hdr->initrd_addr_max)
-		top = hdr->initrd_addr_max & -PAGE_SIZE;
-	if (kernel_end > top || PAGE_ALIGN(initramfs->size) > top - kernel_end)
-		errx(EXIT_VMM, "%s: does not fit into %llu MiB of memory beside the kernel",
-		     initramfs->path, opts->memory / MIB);
-	initramfs->gpa = top - PAGE_ALIGN(initramfs->size);
-}
 
 /*
  * The VM and its memory.
@@ -260,6 +85,10 @@ static int open_kvm(const struct options *opts)
 		err(EXIT_VMM, "/dev/kvm");
 	if (ioctl(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
 		errx(EXIT_VMM, "/dev/kvm: not a KVM that I know");
+	i = ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS);
+	if (opts->cpus > i)
+		errx(EXIT_VMM, "KVM on this host has %u processors for a guest, not %u",
+		     i, opts->cpus);
 	if (opts->ordinary)
 		return kvm;
 
@@ -270,6 +99,10 @@ static int open_kvm(const struct options *opts)
 			errx(EXIT_VMM, "KVM on this host has no %s: only --ordinary works here",
 			     needed[i].what);
 	}
+	if (opts->huge_pages &&
+	    !(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS) &
+	      KVM_GUEST_MEMFD_ALLOW_HUGEPAGE))
+		errx(EXIT_VMM, "KVM on this host has no huge pages for private memory");
 	return kvm;
 }
 
@@ -325,6 +158,30 @@ static void add_slot(struct vm *vm, unsigned int slot, const struct range *r)
 		err(EXIT_VMM, "KVM_SET_MEMORY_ATTRIBUTES");
 }
 
+/*
+ * What the guest shares with a VMM is memory of the VMM's own: it has no page
+ * before either of them touches one. It begins where a huge page can.
+ */
+static void map_memory(struct vm *vm, __u64 size)
+{
+	int flags = MAP_FIXED | MAP_NORESERVE;
+	char *p;
+
+	p = mmap(NULL, size + HUGE_PAGE_SIZE, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p != MAP_FAILED) {
+		p += -(unsigned long)p % HUGE_PAGE_SIZE;
+		flags |= vm->private ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+		p = mmap(p, size, PROT_READ | PROT_WRITE, flags,
+			 vm->private ? -1 : vm->ram_fd, 0);
+	}
+	if (p == MAP_FAILED)
+		err(EXIT_VMM, "mapping of %llu MiB", size / MIB);
+	vm->shared = p;
+	if (!vm->private && vm->opts.huge_pages && madvise(p, size, MADV_HUGEPAGE))
+		err(EXIT_VMM, "huge pages");
+}
+
 static void create_memory(struct vm *vm, __u64 memory)
 {
 	__u64 size = memory;
@@ -332,15 +189,18 @@ static void create_memory(struct vm *vm, __u64 memory)
 
 	add_ram(vm, 0, VGA_HOLE);
 	if (memory <= DEVICE_HOLE) {
-		add_ram(vm, VGA_HOLE_END, memory);
+		add_ram(vm, BIOS_AREA, memory);
 	} else {
 		size += DEVICE_HOLE_END - DEVICE_HOLE;
-		add_ram(vm, VGA_HOLE_END, DEVICE_HOLE);
+		add_ram(vm, BIOS_AREA, DEVICE_HOLE);
 		add_ram(vm, DEVICE_HOLE_END, size);
 	}
 
 	if (vm->private) {
-		struct kvm_create_guest_memfd create = { .size = size };
+		struct kvm_create_guest_memfd create = {
+			.size = size,
+			.flags = vm->opts.huge_pages ? KVM_GUEST_MEMFD_ALLOW_HUGEPAGE : 0,
+		};
 
 		vm->ram_fd = ioctl(vm->fd, KVM_CREATE_GUEST_MEMFD, &create);
 		if (vm->ram_fd < 0)
@@ -351,16 +211,7 @@ static void create_memory(struct vm *vm, __u64 memory)
 			err(EXIT_VMM, "memfd of %llu MiB", size / MIB);
 	}
 
-	/*
-	 * What the guest shares with a VMM is memory of the VMM's own: it has no
-	 * page before either of them touches one.
-	 */
-	vm->shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_NORESERVE |
-			  (vm->private ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED),
-			  vm->private ? -1 : vm->ram_fd, 0);
-	if (vm->shared == MAP_FAILED)
-		err(EXIT_VMM, "mapping of %llu MiB", size / MIB);
-
+	map_memory(vm, size);
 	for (i = 0; i < vm->nr_ram; i++)
 		add_slot(vm, i, &vm->ram[i]);
 }
@@ -378,6 +229,7 @@ static void create_vm(struct vm *vm, int kvm)
 		       KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM);
 	if (vm->fd < 0)
 		err(EXIT_VMM, "KVM_CREATE_VM");
+	vm->stats_fd = open_stats(vm->fd);
 	if (ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map))
 		err(EXIT_VMM, "KVM_SET_IDENTITY_MAP_ADDR");
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR))
@@ -391,12 +243,15 @@ static void create_vm(struct vm *vm, int kvm)
 }
 
 /*
- * Puts whole pages into RAM that nobody has touched yet. This is all that a VMM
- * can do to a guest_memfd's contents: a page that the file has already is EEXIST,
- * and a write that meets one is cut short before it.
+ * This is all that a VMM can do to a guest_memfd's contents: a page that the file
+ * has already is EEXIST, and a write that meets one is cut short before it.
  */
-static void fill_ram(struct vm *vm, __u64 gpa, const void *pages, __u64 size)
+void fill_ram(struct vm *vm, __u64 gpa, const void *pages, __u64 size)
 {
+	if (!vm->private) {
+		memcpy(vm->shared + gpa, pages, size);
+		return;
+	}
 	while (size) {
 		ssize_t n = pwrite(vm->ram_fd, pages, size, gpa);
 
@@ -410,65 +265,50 @@ static void fill_ram(struct vm *vm, __u64 gpa, const void *pages, __u64 size)
 	}
 }
 
-static void load_image(struct vm *vm, const struct image *image)
-{
-	static char buf[MIB];
-	__u64 done, n;
-
-	for (done = 0; done < image->size; done += n) {
-		n = image->size - done;
-		if (n > sizeof(buf))
-			n = sizeof(buf);
-		read_exactly(image, buf, n, image->offset + done);
-		memset(buf + n, 0, PAGE_ALIGN(n) - n);
-		fill_ram(vm, image->gpa + done, buf, PAGE_ALIGN(n));
-	}
-}
-
-static void load_boot_area(struct vm *vm, const struct setup_header *hdr,
-			   const struct image *initramfs, const char *cmdline)
-{
-	static struct boot_area area;
-	struct boot_params *params = &area.params;
-	unsigned int i;
-
-	params->hdr = *hdr;
-	params->hdr.type_of_loader = 0xff;
-	params->hdr.cmd_line_ptr = BOOT_GPA(cmdline);
-	params->hdr.ramdisk_image = initramfs->gpa;
-	params->hdr.ramdisk_size = initramfs->size;
-	for (i = 0; i < vm->nr_ram; i++) {
-		params->e820_table[i] = (struct boot_e820_entry) {
-			.addr = vm->ram[i].start,
-			.size = vm->ram[i].end - vm->ram[i].start,
-			.type = 1,
-		};
-	}
-	params->e820_entries = vm->nr_ram;
-	strcpy(area.cmdline, cmdline);
-
-	/* The first 4 GiB, each at its own address: 2 MiB pages, P, RW and PS. */
-	area.pml4[0] = BOOT_GPA(pdpt) | 3;
-	for (i = 0; i < 4; i++)
-		area.pdpt[i] = BOOT_GPA(pd[i]) | 3;
-	for (i = 0; i < 4 * 512; i++)
-		area.pd[i / 512][i % 512] = i * 2 * MIB | 0x83;
-
-	/* The boot protocol's selectors: 0x10 for code, 0x18 for data. */
-	area.gdt[2] = 0x00af9b000000ffffULL;
-	area.gdt[3] = 0x00cf93000000ffffULL;
-
-	fill_ram(vm, BOOT_AREA, &area, sizeof(area));
-}
-
 /*
  * The processor.
  */
 
 #define MAX_CPUID_ENTRIES	256
 
-static void set_cpuid(struct vm *vm, int kvm)
+/* What a processor has no use for unless XSAVE switches its state. */
+static void hide_xsave(struct kvm_cpuid_entry2 *e)
 {
+	switch (e->function) {
+	case 1:
+		/* XSAVE, OSXSAVE, AVX, F16C, FMA */
+		e->ecx &= ~(1U << 26 | 1U << 27 | 1U << 28 | 1U << 29 | 1U << 12);
+		break;
+	case 7:
+		if (e->index == 0) {
+			/* AVX2; AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL */
+			e->ebx &= ~(1U << 5 | 1U << 16 | 1U << 17 | 1U << 21 |
+				    7U << 26 | 3U << 30);
+			/* AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ; PKU, VAES, VPCLMULQDQ */
+			e->ecx &= ~(1U << 1 | 1U << 6 | 1U << 11 | 1U << 12 | 1U << 14 |
+				    1U << 3 | 1U << 9 | 1U << 10);
+			/* AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT, FP16; AMX */
+			e->edx &= ~(1U << 2 | 1U << 3 | 1U << 8 | 1U << 23 |
+				    1U << 22 | 3U << 24);
+		} else {
+			e->eax &= ~(1U << 4 | 1U << 5);	/* AVX-VNNI, AVX-512 BF16 */
+		}
+		break;
+	case 0xd:
+		e->eax = 0;
+		e->ebx = 0;
+		e->ecx = 0;
+		e->edx = 0;
+		break;
+	case 0x80000001:
+		e->ecx &= ~(1U << 11 | 1U << 16);	/* XOP, FMA4 */
+		break;
+	}
+}
+
+static void set_cpuid(struct vcpu *vcpu, int kvm)
+{
+	struct vm *vm = vcpu->vm;
 	struct kvm_cpuid2 *cpuid;
 	unsigned int i;
 
@@ -485,12 +325,15 @@ static void set_cpuid(struct vm *vm, int kvm)
 
 		switch (e->function) {
 		case 1:
-			e->ebx &= 0x00ffffff;	/* APIC id 0 */
+			e->ebx = (e->ebx & 0x00ffffff) | vcpu->id << 24;
 			e->ecx |= 1U << 31;	/* a hypervisor is there */
+			/* What KVM has with an APIC of its own, and does not list. */
+			if (ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+				e->ecx |= 1U << 24;
 			break;
 		case 0xb:
 		case 0x1f:
-			e->edx = 0;		/* x2APIC id 0 */
+			e->edx = vcpu->id;	/* of its x2APIC */
 			break;
 		case KVM_CPUID_FEATURES:
 			/* This is how a guest learns that it may convert. */
@@ -498,231 +341,32 @@ static void set_cpuid(struct vm *vm, int kvm)
 				e->eax |= 1 << KVM_FEATURE_MIGRATION_CONTROL;
 			break;
 		}
+		if (!vm->opts.xsave)
+			hide_xsave(e);
 	}
-	if (ioctl(vm->vcpu_fd, KVM_SET_CPUID2, cpuid))
+	if (ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid))
 		err(EXIT_VMM, "KVM_SET_CPUID2");
 	free(cpuid);
 }
 
-/* In 64-bit mode at the kernel's entry point, with boot_params in RSI. */
-static void set_registers(struct vm *vm)
-{
-	struct kvm_segment code = {
-		.limit = 0xffffffff, .selector = 0x10, .type = 0xb,
-		.present = 1, .s = 1, .l = 1, .g = 1,
-	};
-	struct kvm_segment data = {
-		.limit = 0xffffffff, .selector = 0x18, .type = 0x3,
-		.present = 1, .s = 1, .db = 1, .g = 1,
-	};
-	struct kvm_regs regs = {
-		.rip = vm->entry,
-		.rsi = BOOT_GPA(params),
-		.rflags = 0x2,
-	};
-	struct kvm_sregs sregs;
-
-	if (ioctl(vm->vcpu_fd, KVM_GET_SREGS, &sregs))
-		err(EXIT_VMM, "KVM_GET_SREGS");
-	sregs.cs = code;
-	sregs.ds = data;
-	sregs.es = data;
-	sregs.fs = data;
-	sregs.gs = data;
-	sregs.ss = data;
-	sregs.gdt.base = BOOT_GPA(gdt);
-	sregs.gdt.limit = 4 * 8 - 1;
-	sregs.cr3 = BOOT_GPA(pml4);
-	sregs.cr4 = 1 << 5;			/* PAE */
-	sregs.efer = 1 << 8 | 1 << 10;		/* LME, LMA */
-	sregs.cr0 = 1U << 31 | 1 << 4 | 1;	/* PG, ET, PE */
-	if (ioctl(vm->vcpu_fd, KVM_SET_SREGS, &sregs))
-		err(EXIT_VMM, "KVM_SET_SREGS");
-	if (ioctl(vm->vcpu_fd, KVM_SET_REGS, &regs))
-		err(EXIT_VMM, "KVM_SET_REGS");
-}
-
-static void create_vcpu(struct vm *vm, int kvm)
+/* All but the first wait for it to wake them up, as KVM's APICs have it. */
+static void create_vcpu(struct vm *vm, unsigned int id, int kvm)
 {
 	int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+	struct vcpu *vcpu = &vm->vcpus[id];
 
-	vm->vcpu_fd = ioctl(vm->fd, KVM_CREATE_VCPU, 0);
-	if (size < 0 || vm->vcpu_fd < 0)
+	vcpu->vm = vm;
+	vcpu->id = id;
+	vcpu->fault.gpa = -1;
+	vcpu->fd = ioctl(vm->fd, KVM_CREATE_VCPU, id);
+	if (size < 0 || vcpu->fd < 0)
 		err(EXIT_VMM, "KVM_CREATE_VCPU");
-	vm->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
-		       vm->vcpu_fd, 0);
-	if (vm->run == MAP_FAILED)
+	vcpu->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 vcpu->fd, 0);
+	if (vcpu->run == MAP_FAILED)
 		err(EXIT_VMM, "struct kvm_run");
-	set_cpuid(vm, kvm);
-	set_registers(vm);
-}
-
-/*
- * The serial console: standard output, and standard input as far as there is
- * any. A terminal is left in the mode that it is in.
- */
-
-static void serial_set_irq(struct vm *vm)
-{
-	struct serial *s = &vm->serial;
-	bool level = (s->ier & UART_IER_RDI && s->rx_len) ||
-		     (s->ier & UART_IER_THRI && s->thre);
-	struct kvm_irq_level irq = { .irq = SERIAL_IRQ, .level = level };
-
-	if (level == s->irq)
-		return;
-	s->irq = level;
-	if (ioctl(vm->fd, KVM_IRQ_LINE, &irq))
-		err(EXIT_VMM, "KVM_IRQ_LINE");
-}
-
-static __u8 serial_read_rx(struct serial *s)
-{
-	__u8 byte;
-
-	if (!s->rx_len)
-		return 0;
-	byte = s->rx[s->rx_next++];
-	if (s->rx_next == s->rx_len) {
-		s->rx_len = 0;
-		s->rx_next = 0;
-		pthread_cond_signal(&s->room);
-	}
-	return byte;
-}
-
-static __u8 serial_read_iir(struct serial *s)
-{
-	__u8 fifo = s->fcr & UART_FCR_ENABLE_FIFO ? 0xc0 : 0;
-
-	if (s->ier & UART_IER_RDI && s->rx_len)
-		return fifo | UART_IIR_RDI;
-	if (s->ier & UART_IER_THRI && s->thre) {
-		s->thre = false;
-		return fifo | UART_IIR_THRI;
-	}
-	return fifo | UART_IIR_NO_INT;
-}
-
-static __u8 serial_read(struct serial *s, unsigned int reg)
-{
-	bool dlab = s->lcr & UART_LCR_DLAB;
-
-	switch (reg) {
-	case UART_RX:
-		return dlab ? s->dll : serial_read_rx(s);
-	case UART_IER:
-		return dlab ? s->dlm : s->ier;
-	case UART_IIR:
-		return serial_read_iir(s);
-	case UART_LCR:
-		return s->lcr;
-	case UART_MCR:
-		return s->mcr;
-	case UART_LSR:
-		return UART_LSR_TEMT | UART_LSR_THRE |
-		       (s->rx_len ? UART_LSR_DR : 0);
-	case UART_MSR:
-		/* Drivers probe for a UART by its loop from MCR to MSR. */
-		if (s->mcr & UART_MCR_LOOP)
-			return (s->mcr & UART_MCR_RTS ? UART_MSR_CTS : 0) |
-			       (s->mcr & UART_MCR_DTR ? UART_MSR_DSR : 0) |
-			       (s->mcr & UART_MCR_OUT1 ? UART_MSR_RI : 0) |
-			       (s->mcr & UART_MCR_OUT2 ? UART_MSR_DCD : 0);
-		return UART_MSR_CTS | UART_MSR_DSR | UART_MSR_DCD;
-	default:
-		return s->scr;
-	}
-}
-
-static void serial_transmit(struct vm *vm, __u8 byte)
-{
-	struct serial *s = &vm->serial;
-
-	/* The line goes down and up again: the chip sees edges. */
-	s->thre = false;
-	serial_set_irq(vm);
-	if (!(s->mcr & UART_MCR_LOOP) && write(STDOUT_FILENO, &byte, 1) < 0)
-		err(EXIT_VMM, "console");
-	s->thre = true;
-}
-
-static void serial_write(struct vm *vm, unsigned int reg, __u8 value)
-{
-	struct serial *s = &vm->serial;
-	bool dlab = s->lcr & UART_LCR_DLAB;
-
-	switch (reg) {
-	case UART_TX:
-		if (dlab)
-			s->dll = value;
-		else
-			serial_transmit(vm, value);
-		break;
-	case UART_IER:
-		if (dlab) {
-			s->dlm = value;
-			break;
-		}
-		if (value & ~s->ier & UART_IER_THRI)
-			s->thre = true;
-		s->ier = value & 0xf;
-		break;
-	case UART_FCR:
-		s->fcr = value;
-		break;
-	case UART_LCR:
-		s->lcr = value;
-		break;
-	case UART_MCR:
-		s->mcr = value & 0x1f;
-		break;
-	case UART_SCR:
-		s->scr = value;
-		break;
-	}
-}
-
-static void serial_access(struct vm *vm, bool is_write, unsigned int reg,
-			  __u8 *value)
-{
-	pthread_mutex_lock(&vm->serial.lock);
-	if (is_write)
-		serial_write(vm, reg, *value);
-	else
-		*value = serial_read(&vm->serial, reg);
-	serial_set_irq(vm);
-	pthread_mutex_unlock(&vm->serial.lock);
-}
-
-static void *serial_input(void *arg)
-{
-	struct vm *vm = arg;
-	struct serial *s = &vm->serial;
-	__u8 buf[sizeof(s->rx)];
-	ssize_t n;
-
-	while ((n = read(STDIN_FILENO, buf, sizeof(buf))) > 0) {
-		pthread_mutex_lock(&s->lock);
-		while (s->rx_len)
-			pthread_cond_wait(&s->room, &s->lock);
-		memcpy(s->rx, buf, n);
-		s->rx_len = n;
-		serial_set_irq(vm);
-		pthread_mutex_unlock(&s->lock);
-	}
-	return NULL;
-}
-
-static void start_serial(struct vm *vm)
-{
-	pthread_t thread;
-
-	pthread_mutex_init(&vm->serial.lock, NULL);
-	pthread_cond_init(&vm->serial.room, NULL);
-	errno = pthread_create(&thread, NULL, serial_input, vm);
-	if (errno)
-		err(EXIT_VMM, "thread");
+	vcpu->stats_fd = open_stats(vcpu->fd);
+	set_cpuid(vcpu, kvm);
 }
 
 /*
@@ -733,7 +377,7 @@ static void start_serial(struct vm *vm)
  * The kind is changed first: from then on the guest has no way to the half that
  * it gave up, and what that held can go.
  */
-static bool convert(struct vm *vm, __u64 gpa, __u64 size, bool private)
+static bool change_kind(struct vm *vm, __u64 gpa, __u64 size, bool private)
 {
 	if (!is_ram(vm, gpa, size) || set_private(vm, gpa, size, private))
 		return false;
@@ -743,23 +387,35 @@ static bool convert(struct vm *vm, __u64 gpa, __u64 size, bool private)
 			  gpa, size);
 }
 
-/* Explicit: the guest asks. It is told when it cannot have what it asks for. */
-static void handle_hypercall(struct vm *vm)
+/* One after the other, or what goes might be the half that has just come into use. */
+static bool convert(struct vm *vm, __u64 gpa, __u64 size, bool private)
 {
-	__u64 gpa = vm->run->hypercall.args[0];
-	__u64 npages = vm->run->hypercall.args[1];
-	__u64 attributes = vm->run->hypercall.args[2];
+	bool done;
 
-	if (vm->run->hypercall.nr != KVM_HC_MAP_GPA_RANGE) {
-		vm->run->hypercall.ret = -KVM_ENOSYS;
+	pthread_mutex_lock(&vm->convert_lock);
+	done = change_kind(vm, gpa, size, private);
+	pthread_mutex_unlock(&vm->convert_lock);
+	return done;
+}
+
+/* Explicit: the guest asks. It is told when it cannot have what it asks for. */
+static void handle_hypercall(struct vcpu *vcpu)
+{
+	struct vm *vm = vcpu->vm;
+	__u64 gpa = vcpu->run->hypercall.args[0];
+	__u64 npages = vcpu->run->hypercall.args[1];
+	__u64 attributes = vcpu->run->hypercall.args[2];
+
+	if (vcpu->run->hypercall.nr != KVM_HC_MAP_GPA_RANGE) {
+		vcpu->run->hypercall.ret = -KVM_ENOSYS;
 	} else if (npages > (1ULL << 40) ||
 		   !convert(vm, gpa, npages * PAGE_SIZE,
 			    attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)) {
-		vm->run->hypercall.ret = -KVM_EINVAL;
+		vcpu->run->hypercall.ret = -KVM_EINVAL;
 	} else {
-		vm->run->hypercall.ret = 0;
-		vm->explicit++;
-		vm->fault.gpa = -1;
+		vcpu->run->hypercall.ret = 0;
+		__atomic_fetch_add(&vm->explicit, 1, __ATOMIC_RELAXED);
+		vcpu->fault.gpa = -1;
 	}
 }
 
@@ -768,20 +424,21 @@ static void handle_hypercall(struct vm *vm)
  * it took it for. The access is made again afterwards; when that gives the same
  * exit, converting is not what it takes.
  */
-static void handle_memory_fault(struct vm *vm)
+static void handle_memory_fault(struct vcpu *vcpu)
 {
-	__u64 gpa = vm->run->memory_fault.gpa;
-	__u64 size = vm->run->memory_fault.size;
-	__u64 flags = vm->run->memory_fault.flags;
+	struct vm *vm = vcpu->vm;
+	__u64 gpa = vcpu->run->memory_fault.gpa;
+	__u64 size = vcpu->run->memory_fault.size;
+	__u64 flags = vcpu->run->memory_fault.flags;
 	bool private = flags & KVM_MEMORY_EXIT_FLAG_PRIVATE;
 
-	if ((vm->fault.gpa == gpa && vm->fault.flags == flags) ||
+	if ((vcpu->fault.gpa == gpa && vcpu->fault.flags == flags) ||
 	    !convert(vm, gpa, size, private))
 		errx(EXIT_VMM, "no %s memory at %#llx",
 		     private ? "private" : "shared", gpa);
-	vm->fault.gpa = gpa;
-	vm->fault.flags = flags;
-	vm->implicit++;
+	vcpu->fault.gpa = gpa;
+	vcpu->fault.flags = flags;
+	__atomic_fetch_add(&vm->implicit, 1, __ATOMIC_RELAXED);
 }
 
 /*
@@ -795,53 +452,82 @@ static bool is_reset(__u16 port, __u8 value)
 	       (port == 0xcf9 && value & 0x4);
 }
 
-/* Returns whether the guest goes on. Ports without a device read as all ones. */
-static bool handle_io(struct vm *vm)
+/* The first processor that ends the guest ends the VMM. */
+static noreturn void stop(struct vm *vm, const char *how, int status)
 {
-	__u16 port = vm->run->io.port;
-	bool is_write = vm->run->io.direction == KVM_EXIT_IO_OUT;
-	__u8 *data = (__u8 *)vm->run + vm->run->io.data_offset;
-	__u32 i;
-
-	for (i = 0; i < vm->run->io.count; i++, data += vm->run->io.size) {
-		if (port >= SERIAL_PORT && port < SERIAL_PORT + 8) {
-			serial_access(vm, is_write, port - SERIAL_PORT, data);
-		} else if (is_write) {
-			if (is_reset(port, *data))
-				return false;
-		} else if (port == 0x64) {
-			/* Ready for the command that resets the machine. */
-			memset(data, 0, vm->run->io.size);
-		} else {
-			memset(data, 0xff, vm->run->io.size);
-		}
+	pthread_mutex_lock(&vm->stop_lock);
+	if (!vm->opts.quiet) {
+		warnx("the guest has %s, %lu explicit and %lu implicit conversions", how,
+		      vm->explicit, vm->implicit);
+		print_stats(vm);
 	}
-	return true;
+	exit(status);
 }
 
-static int run_guest(struct vm *vm)
+static void write_port(struct vm *vm, __u16 port, const __u8 *data, __u32 size)
 {
-	struct kvm_run *run = vm->run;
+	__u16 value = size == 1 ? *data : data[0] | data[1] << 8;
+
+	if (is_acpi_port(port) && acpi_write(vm, port, value) == ACPI_POWER_OFF)
+		stop(vm, "powered itself off", 0);
+	if (is_reset(port, *data))
+		stop(vm, "reset itself", 0);
+}
+
+/* Ports without a device read as all ones. */
+static void read_port(struct vm *vm, __u16 port, __u8 *data, __u32 size)
+{
+	__u16 value;
+
+	memset(data, 0xff, size);
+	if (is_acpi_port(port)) {
+		value = acpi_read(vm, port);
+		memcpy(data, &value, size < sizeof(value) ? size : sizeof(value));
+	} else if (port == 0x64) {
+		/* Ready for the command that resets the machine. */
+		memset(data, 0, size);
+	}
+}
+
+static void handle_io(struct vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	bool is_write = run->io.direction == KVM_EXIT_IO_OUT;
+	__u8 *data = (__u8 *)run + run->io.data_offset;
+	__u16 port = run->io.port;
+	__u32 i;
+
+	for (i = 0; i < run->io.count; i++, data += run->io.size) {
+		if (port >= SERIAL_PORT && port < SERIAL_PORT + 8)
+			serial_access(vcpu->vm, is_write, port - SERIAL_PORT, data);
+		else if (is_write)
+			write_port(vcpu->vm, port, data, run->io.size);
+		else
+			read_port(vcpu->vm, port, data, run->io.size);
+	}
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct vcpu *vcpu = arg;
+	struct kvm_run *run = vcpu->run;
 
 	for (;;) {
-		if (!ioctl(vm->vcpu_fd, KVM_RUN, 0)) {
+		if (!ioctl(vcpu->fd, KVM_RUN, 0)) {
 			switch (run->exit_reason) {
 			case KVM_EXIT_IO:
-				if (!handle_io(vm))
-					return 0;
+				handle_io(vcpu);
 				break;
 			case KVM_EXIT_MMIO:
 				if (!run->mmio.is_write)
 					memset(run->mmio.data, 0xff, run->mmio.len);
 				break;
 			case KVM_EXIT_HYPERCALL:
-				handle_hypercall(vm);
+				handle_hypercall(vcpu);
 				break;
 			case KVM_EXIT_SHUTDOWN:
 				warnx("the guest's processor has shut down (triple fault)");
-				return EXIT_GUEST;
-			case KVM_EXIT_HLT:
-				return 0;
+				stop(vcpu->vm, "crashed", EXIT_GUEST);
 			case KVM_EXIT_FAIL_ENTRY:
 				errx(EXIT_VMM, "the processor does not enter the guest: %#llx",
 				     run->fail_entry.hardware_entry_failure_reason);
@@ -853,11 +539,26 @@ static int run_guest(struct vm *vm)
 			}
 		} else if (errno == EFAULT &&
 			   run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-			handle_memory_fault(vm);
+			handle_memory_fault(vcpu);
 		} else if (errno != EINTR && errno != EAGAIN) {
 			err(EXIT_VMM, "KVM_RUN");
 		}
 	}
+}
+
+/* A thread for each processor, this one for the first. */
+static noreturn void run_guest(struct vm *vm)
+{
+	unsigned int i;
+	pthread_t thread;
+
+	for (i = 1; i < vm->opts.cpus; i++) {
+		errno = pthread_create(&thread, NULL, run_vcpu, &vm->vcpus[i]);
+		if (errno)
+			err(EXIT_VMM, "thread");
+	}
+	run_vcpu(&vm->vcpus[0]);
+	__builtin_unreachable();
 }
 
 /*
@@ -874,27 +575,30 @@ static void usage(FILE *f)
 		"  -i, --initramfs FILE  initramfs for it\n"
 		"  -c, --cmdline TEXT    its command line (console=ttyS0 reboot=k panic=-1)\n"
 		"  -m, --memory MIB      the guest's memory in MiB (256)\n"
+		"  -p, --cpus N          its processors (1)\n"
+		"  -H, --huge-pages      memory of 2 MiB pages, as far as the host has them\n"
+		"  -x, --no-xsave        processors without XSAVE and what needs it: for hosts\n"
+		"                        that are emulated, where it may not work in guests\n"
 		"  -o, --ordinary        memory that the host can read, as ever\n"
 		"  -q, --quiet           nothing but the guest's console, and errors\n"
 		"  -h, --help            this text\n"
 		"\n"
 		"The guest's serial console is standard input and output. The exit code is\n"
-		"0 when the guest has reset itself, 1 when it could not be run, and 2 when\n"
+		"0 when the guest has powered itself off or reset itself, 1 when it could not be run, and 2 when\n"
 		"its processor has shut down.\n", program_invocation_short_name);
 }
 
-static __u64 parse_memory(const char *arg)
+static unsigned long parse_number(const char *arg, const char *what, unsigned long min,
+				  unsigned long max)
 {
-	unsigned long mib;
+	unsigned long n;
 	char *end;
 
 	errno = 0;
-	mib = strtoul(arg, &end, 10);
-	if (errno || end == arg || *end || *arg == '-' ||
-	    mib < MIN_MEMORY_MIB || mib > MAX_MEMORY_MIB)
-		errx(EXIT_VMM, "memory is a number of MiB from %u to %u, not '%s'",
-		     MIN_MEMORY_MIB, MAX_MEMORY_MIB, arg);
-	return mib * MIB;
+	n = strtoul(arg, &end, 10);
+	if (errno || end == arg || *end || *arg == '-' || n < min || n > max)
+		errx(EXIT_VMM, "%s from %lu to %lu, not '%s'", what, min, max, arg);
+	return n;
 }
 
 static void parse_options(struct options *opts, int argc, char **argv)
@@ -904,6 +608,9 @@ static void parse_options(struct options *opts, int argc, char **argv)
 		{ "initramfs", required_argument, NULL, 'i' },
 		{ "cmdline", required_argument, NULL, 'c' },
 		{ "memory", required_argument, NULL, 'm' },
+		{ "cpus", required_argument, NULL, 'p' },
+		{ "huge-pages", no_argument, NULL, 'H' },
+		{ "no-xsave", no_argument, NULL, 'x' },
 		{ "ordinary", no_argument, NULL, 'o' },
 		{ "quiet", no_argument, NULL, 'q' },
 		{ "help", no_argument, NULL, 'h' },
@@ -914,9 +621,11 @@ static void parse_options(struct options *opts, int argc, char **argv)
 	*opts = (struct options) {
 		.cmdline = "console=ttyS0 reboot=k panic=-1",
 		.memory = 256 * MIB,
+		.cpus = 1,
+		.xsave = true,
 	};
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":k:i:c:m:oqh", longopts, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, ":k:i:c:m:p:Hxoqh", longopts, NULL)) != -1) {
 		switch (c) {
 		case 'k':
 			opts->kernel = optarg;
@@ -928,7 +637,18 @@ static void parse_options(struct options *opts, int argc, char **argv)
 			opts->cmdline = optarg;
 			break;
 		case 'm':
-			opts->memory = parse_memory(optarg);
+			opts->memory = MIB * parse_number(optarg, "memory is a number of MiB",
+							  MIN_MEMORY_MIB, MAX_MEMORY_MIB);
+			break;
+		case 'p':
+			opts->cpus = parse_number(optarg, "the processors are a number",
+						  1, MAX_CPUS);
+			break;
+		case 'H':
+			opts->huge_pages = true;
+			break;
+		case 'x':
+			opts->xsave = false;
 			break;
 		case 'o':
 			opts->ordinary = true;
@@ -955,40 +675,31 @@ static void parse_options(struct options *opts, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct image kernel = { 0 }, initramfs = { 0 };
-	struct vm vm = { .fault.gpa = -1 };
-	struct setup_header hdr;
-	struct options opts;
-	int kvm, status;
+	static struct linux_images images;
+	static struct vm vm = {
+		.convert_lock = PTHREAD_MUTEX_INITIALIZER,
+		.stop_lock = PTHREAD_MUTEX_INITIALIZER,
+	};
+	unsigned int i;
+	int kvm;
 
-	parse_options(&opts, argc, argv);
-	open_kernel(&kernel, opts.kernel, &hdr);
-	if (opts.initramfs)
-		open_image(&initramfs, opts.initramfs);
-	place_images(&kernel, &initramfs, &hdr, &opts);
-	if (strlen(opts.cmdline) > hdr.cmdline_size ||
-	    strlen(opts.cmdline) >= PAGE_SIZE)
-		errx(EXIT_VMM, "the command line is longer than the kernel takes");
+	parse_options(&vm.opts, argc, argv);
+	open_linux(&images, &vm.opts);
 
-	kvm = open_kvm(&opts);
-	vm.private = !opts.ordinary;
+	kvm = open_kvm(&vm.opts);
+	vm.private = !vm.opts.ordinary;
 	create_vm(&vm, kvm);
-	create_memory(&vm, opts.memory);
-	load_image(&vm, &kernel);
-	if (opts.initramfs)
-		load_image(&vm, &initramfs);
-	load_boot_area(&vm, &hdr, &initramfs, opts.cmdline);
-	vm.entry = kernel.gpa + 0x200;
-	create_vcpu(&vm, kvm);
+	create_memory(&vm, vm.opts.memory);
+	load_linux(&vm, &images);
+	load_acpi(&vm);
+	for (i = 0; i < vm.opts.cpus; i++)
+		create_vcpu(&vm, i, kvm);
+	start_linux(&vm.vcpus[0], &images);
 	start_serial(&vm);
 
-	if (!opts.quiet)
+	if (!vm.opts.quiet)
 		warnx("%llu MiB of %s memory, file %d, userspace_addr %p",
-		      opts.memory / MIB, vm.private ? "private" : "ordinary",
+		      vm.opts.memory / MIB, vm.private ? "private" : "ordinary",
 		      vm.ram_fd, vm.shared);
-	status = run_guest(&vm);
-	if (!opts.quiet)
-		warnx("the guest has stopped, %lu explicit and %lu implicit conversions",
-		      vm.explicit, vm.implicit);
-	return status;
+	run_guest(&vm);
 }

@@ -56,6 +56,17 @@ static void private_load(void *data, const void *from, int len)
 		memcpy(data, from, len);
 }
 
+/* One that KVM writes for the guest is written at once, for others read it. */
+static void private_store(void *to, const void *data, int len)
+{
+	if (len == sizeof(u64) && IS_ALIGNED((unsigned long)to, sizeof(u64)))
+		WRITE_ONCE(*(u64 *)to, get_unaligned((const u64 *)data));
+	else if (len == sizeof(u32) && IS_ALIGNED((unsigned long)to, sizeof(u32)))
+		WRITE_ONCE(*(u32 *)to, get_unaligned((const u32 *)data));
+	else
+		memcpy(to, data, len);
+}
+
 static void private_unmap(void *page, struct folio *folio)
 {
 	kunmap_local(page);
@@ -131,7 +142,8 @@ int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
  * @gfn: the page
  * @data: where to copy from
  * @offset: where in the page to start, in bytes
- * @len: how many bytes, all in the page
+ * @len: how many bytes, all in the page; 4 or 8 of them that are aligned are
+ *       written at once
  *
  * Context: may sleep. SRCU protects @slot.
  * Return: 0 or -errno.
@@ -146,7 +158,7 @@ int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
-	memcpy(page + offset, data, len);
+	private_store(page + offset, data, len);
 	private_unmap(page, folio);
 
 	return 0;

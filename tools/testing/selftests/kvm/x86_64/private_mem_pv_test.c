@@ -435,17 +435,25 @@ struct guest_eoi {
 
 static struct guest_eoi guest_eoi;
 
-/* The guest clears the bit, which stands for the EOI; or leaves it, for none. */
+/*
+ * The guest clears the bit, which stands for the EOI; or leaves it, for none. KVM may
+ * take the bit back until then: what counts is what there was to clear.
+ */
 static void guest_eoi_handler(struct ex_regs *regs)
 {
 	uint32_t *pv_eoi = (uint32_t *)AT;
+	bool set;
 
 	guest_eoi.nr++;
 	guest_eoi.word = READ_ONCE(*pv_eoi);
-	if (!(guest_eoi.word & KVM_PV_EOI_ENABLED))
+	if (guest_eoi.keep && guest_eoi.word)
+		return;
+
+	asm volatile("btrl %2, %0" : "+m" (*pv_eoi), "=@ccc" (set) : "i" (KVM_PV_EOI_BIT));
+	if (!set) {
+		guest_eoi.word = 0;
 		x2apic_write_reg(APIC_EOI, 0);
-	else if (!guest_eoi.keep)
-		asm volatile("btrl %1, %0" : "+m" (*pv_eoi) : "i" (KVM_PV_EOI_BIT) : "cc");
+	}
 }
 
 static uint64_t guest_interrupt_self(uint64_t vector)

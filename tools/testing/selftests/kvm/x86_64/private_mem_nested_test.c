@@ -10,7 +10,10 @@
  * is shared, and so is L2's.
  */
 #define _GNU_SOURCE
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
+#include <sys/syscall.h>
 
 #include "kvm_harness.h"
 #include "private_mem.h"
@@ -198,6 +201,14 @@ static void l1_run(struct nested *self, char *insn)
 {
 	l1_set(self, insn);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
+}
+
+static void *l1_thread(void *arg)
+{
+	struct nested *self = arg;
+
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	return NULL;
 }
 
 static bool is_l2_call(struct nested *self, int ret, int port)
@@ -653,6 +664,63 @@ TEST_SVM(msr_permission_map_out_of_reach)
 	expect_shared_untouched(self);
 }
 
+static struct kvm_nested_state *nested_state_get(struct nested *self)
+{
+	struct kvm_nested_state *state = calloc(1, 65536);
+
+	TEST_ASSERT(state, "Insufficient memory");
+	state->size = 65536;
+	vcpu_nested_state_get(self->vcpu, state);
+	return state;
+}
+
+/* Has KVM wait when it reads @page of the shared half. */
+static int absent_page(struct nested *self, int page)
+{
+	void *address = self->mem.shared + page * PAGE_SIZE;
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)address, .len = PAGE_SIZE },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	TEST_ASSERT(uffd >= 0 && !madvise(address, PAGE_SIZE, MADV_DONTNEED) &&
+		    !ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &reg),
+		    "userfaultfd failed, errno: %i", errno);
+	return uffd;
+}
+
+/*
+ * The file goes when VMRUN has got its VMCB and reads the map, which fails.  There
+ * is no L2 then that could wait for the VMCB, but an L1 behind its VMRUN.
+ */
+TEST_SVM(file_closed_while_vmrun_fails)
+{
+	struct pollfd pollfd = { .events = POLLIN };
+	struct kvm_nested_state *state;
+	pthread_t thread;
+
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	stage_vmcb(self, vmcb);
+	vm_mem_set_shared(self->mem.vm, PAGE_GPA(MSRPM), 2 * PAGE_SIZE);
+	pollfd.fd = absent_page(self, MSRPM);
+
+	l1_set(self, l1_vmrun);
+	pthread_create(&thread, NULL, l1_thread, self);
+	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1, "Expected VMRUN to read the permission map");
+	close(self->mem.memfd);
+	munmap(self->mem.shared + MSRPM * PAGE_SIZE, PAGE_SIZE);
+	close(pollfd.fd);
+	pthread_join(thread, NULL);
+
+	state = nested_state_get(self);
+	TEST_ASSERT(!(state->flags & KVM_STATE_NESTED_GUEST_MODE),
+		    "Expected L1 to run after a VMRUN that failed");
+	free(state);
+	self->mem.memfd = -1;
+}
+
 /* L2's own memory: a page of each kind, and one that changes while L2 runs. */
 TEST_SVM(l2_memory_shared)
 {
@@ -746,6 +814,37 @@ TEST_SVM(slot_deleted_before_exception)
 	TEST_ASSERT(kernel_has_warned() == warned, "Expected no warning of the kernel");
 }
 
+/* L2's end is not forgotten while L1 cannot be told. */
+TEST_SVM(slot_deleted_before_triple_fault)
+{
+	struct kvm_vcpu_events events;
+
+	vm_enable_cap(self->mem.vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_SHUTDOWN);
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+
+	vcpu_events_get(self->vcpu, &events);
+	events.triple_fault.pending = 1;
+	events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	vcpu_events_set(self->vcpu, &events);
+	private_mem_set_slot(&self->mem, 0);
+	expect_private_fault_twice(self, VMCB);
+
+	private_mem_set_slot(&self->mem, self->mem.size);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, SVM_EXIT_SHUTDOWN);
+	expect_shared_untouched(self);
+}
+
+static void take_new_file(struct nested *self)
+{
+	private_mem_set_slot(&self->mem, 0);
+	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
+	private_mem_set_slot(&self->mem, self->mem.size);
+}
+
 TEST_SVM(file_closed_while_l2_runs)
 {
 	vmcb->save.rip = (uintptr_t)l2_call;
@@ -754,9 +853,7 @@ TEST_SVM(file_closed_while_l2_runs)
 	close(self->mem.memfd);
 	expect_private_fault_twice(self, VMCB);
 
-	private_mem_set_slot(&self->mem, 0);
-	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
-	private_mem_set_slot(&self->mem, self->mem.size);
+	take_new_file(self);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
 }
@@ -822,16 +919,6 @@ TEST_SVM(smi_out_of_reach)
 
 	/* It does not even give back its memslots, until the process ends. */
 	self->mem.vm = NULL;
-}
-
-static struct kvm_nested_state *nested_state_get(struct nested *self)
-{
-	struct kvm_nested_state *state = calloc(1, 65536);
-
-	TEST_ASSERT(state, "Insufficient memory");
-	state->size = 65536;
-	vcpu_nested_state_get(self->vcpu, state);
-	return state;
 }
 
 static void expect_no_secret(struct kvm_nested_state *state)
@@ -935,14 +1022,6 @@ FIXTURE_TEARDOWN(punched)
 	memcg_destroy(&self->cg);
 }
 
-static void *vmsave_thread(void *arg)
-{
-	struct nested *self = arg;
-
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	return NULL;
-}
-
 /* Nothing but luck has the two meet, unless VMSAVE is slow. */
 TEST_F_TIMEOUT(punched, vmsave, 120)
 {
@@ -964,7 +1043,7 @@ TEST_F_TIMEOUT(punched, vmsave, 120)
 		pfn = memcg_take_and_find(&self->cg, nested->mem.memfd, VMCB * PAGE_SIZE, page,
 					  PAGE_SIZE);
 		l1_set(nested, l1_vmsave);
-		pthread_create(&thread, NULL, vmsave_thread, nested);
+		pthread_create(&thread, NULL, l1_thread, nested);
 		usleep(50000);
 		guest_memfd_punch(nested->mem.memfd, VMCB * PAGE_SIZE, PAGE_SIZE);
 		pthread_join(thread, NULL);

@@ -1696,6 +1696,26 @@ TEST_PAGE(wall_clock_across_halves)
 	}
 }
 
+/*
+ * A guest whose page for tokens is gone hears of nothing, but gets its memory: each
+ * time that the host takes it away.
+ */
+TEST_PAGE(absent_again_without_token)
+{
+	const char *missing = apf_missing(self);
+	int i;
+
+	TEST_ASSERT(!missing, "%s", missing);
+	arm_apf(self);
+	close(self->memfd);
+	self->memfd = -1;
+	self->gone = true;
+	for (i = 0; i < 3; i++) {
+		self->nr_absent = 0;
+		use_apf(self);
+	}
+}
+
 /* What userspace gets is the address that the guest named. */
 TEST_PAGE(msrs_are_addresses)
 {

@@ -31,6 +31,7 @@
 #define ARGS_GPA	(HV_GPA + 6 * PAGE_SIZE + 0x100)
 #define PORTS_GPA	(HV_GPA + 7 * PAGE_SIZE + 0x80)
 #define BORDER_GPA	(HV_GPA + 9 * PAGE_SIZE - 16)
+#define KVMCLOCK_GPA	(HV_GPA + 10 * PAGE_SIZE + 0x40)
 
 #define PENDING_GPA	(SHINFO_GPA + 0x800)
 #define MASK_GPA	(SHINFO_GPA + 0xa00)
@@ -278,6 +279,27 @@ TEST_XEN(time_after_conversion)
 	TEST_ASSERT(check_time(self, TIME_GPA) > before,
 		    "Expected the private page to have the time anew");
 	TEST_ASSERT(*shared == 1000, "Wrote the time to the shared half of a private page");
+}
+
+/* That the guest was stopped is said where it was asked for, and nowhere else. */
+TEST_XEN(guest_stopped)
+{
+	const uint64_t clocks[] = { KVMCLOCK_GPA, VCPU_TIME_GPA, TIME_GPA };
+	struct kvm_vcpu *vcpu = self->mem.vcpu;
+	bool stopped;
+	int i;
+
+	set_vcpu_info(self);
+	set_page(self, KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, TIME_GPA);
+	vcpu_set_msr(vcpu, MSR_KVM_SYSTEM_TIME_NEW, KVMCLOCK_GPA | KVM_MSR_ENABLED);
+	check_time(self, KVMCLOCK_GPA);
+	vcpu_ioctl(vcpu, KVM_KVMCLOCK_CTRL, NULL);
+
+	for (i = 0; i < ARRAY_SIZE(clocks); i++) {
+		stopped = hv_seen_u8(self, clocks[i] + TIME_FLAGS) & GUEST_STOPPED;
+		TEST_ASSERT(stopped == !i, "Expected the flag in %s at 0x%lx to be %d",
+			    i ? "Xen's clock" : "kvmclock", clocks[i], !i);
+	}
 }
 
 TEST_XEN(time_after_punch)

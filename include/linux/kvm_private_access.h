@@ -15,7 +15,8 @@ struct page;
 #ifdef CONFIG_KVM_GUEST_MEMFD
 
 void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
-		       struct folio **folio);
+		       bool atomic, struct folio **folio);
+void kvm_private_store(void *to, const void *data, int len);
 void kvm_private_unlock(void *page, struct folio *folio);
 int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 		     void *data, int offset, int len, bool atomic);
@@ -33,9 +34,13 @@ kvm_pfn_t kvm_private_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 static inline void *kvm_private_lock(struct kvm *kvm,
 				     struct kvm_memory_slot *slot, gfn_t gfn,
-				     struct folio **folio)
+				     bool atomic, struct folio **folio)
 {
 	return ERR_PTR(-EFAULT);
+}
+
+static inline void kvm_private_store(void *to, const void *data, int len)
+{
 }
 
 static inline void kvm_private_unlock(void *page, struct folio *folio)

@@ -13,7 +13,9 @@
  *
  * Who needs a page for longer than one access, and other guest memory meanwhile,
  * cannot have its folio locked: it may be the same one. He has a reference, and
- * the page is cleared once more if it left the file before he gave that up.
+ * the page is cleared once more if it left the file before he gave that up. A
+ * punch that could not split the huge page leaves it in the file, cleared, and
+ * what he writes after that is there, where the guest sees it and nobody else.
  */
 
 #include <linux/highmem.h>
@@ -31,9 +33,25 @@ static bool private_reachable(struct kvm *kvm, struct kvm_memory_slot *slot)
 	       slot && !(slot->flags & KVM_MEMSLOT_INVALID);
 }
 
-/* The page of @gfn, mapped, with its folio locked. */
-static void *private_map(struct kvm *kvm, struct kvm_memory_slot *slot,
-			 gfn_t gfn, bool atomic, struct folio **folio)
+/**
+ * kvm_private_lock - get at a private page for more than one access
+ * @kvm: the VM
+ * @slot: the memslot of @gfn, may be NULL
+ * @gfn: the page
+ * @atomic: whether the caller cannot sleep; a page that is not in the file, or
+ *          that is in use, cannot be had then
+ * @folio: set to the folio of the page, locked
+ *
+ * The page stays the one that the guest has, or had if it is converted, until
+ * kvm_private_unlock(). It cannot be punched meanwhile, so be quick, and touch no
+ * user memory.
+ *
+ * Context: may sleep unless @atomic, but not until kvm_private_unlock(). SRCU
+ * protects @slot.
+ * Return: the address of the page, or an ERR_PTR.
+ */
+void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
+		       bool atomic, struct folio **folio)
 {
 	if (!private_reachable(kvm, slot))
 		return ERR_PTR(-EFAULT);
@@ -56,8 +74,14 @@ static void private_load(void *data, const void *from, int len)
 		memcpy(data, from, len);
 }
 
-/* One that KVM writes for the guest is written at once, for others read it. */
-static void private_store(void *to, const void *data, int len)
+/**
+ * kvm_private_store - write to a private page that is locked
+ * @to: where to, in what kvm_private_lock() returned
+ * @data: where to copy from
+ * @len: how many bytes, all in the page; 4 or 8 of them that are aligned are
+ *       written at once, for others read them
+ */
+void kvm_private_store(void *to, const void *data, int len)
 {
 	if (len == sizeof(u64) && IS_ALIGNED((unsigned long)to, sizeof(u64)))
 		WRITE_ONCE(*(u64 *)to, get_unaligned((const u64 *)data));
@@ -67,33 +91,6 @@ static void private_store(void *to, const void *data, int len)
 		memcpy(to, data, len);
 }
 
-static void private_unmap(void *page, struct folio *folio)
-{
-	kunmap_local(page);
-	folio_unlock(folio);
-	folio_put(folio);
-}
-
-/**
- * kvm_private_lock - get at a private page for more than one access
- * @kvm: the VM
- * @slot: the memslot of @gfn, may be NULL
- * @gfn: the page
- * @folio: set to the folio of the page, locked
- *
- * The page stays the one that the guest has, or had if it is converted, until
- * kvm_private_unlock(). It cannot be punched meanwhile, so be quick, and touch no
- * user memory.
- *
- * Context: may sleep, but not until kvm_private_unlock(). SRCU protects @slot.
- * Return: the address of the page, or an ERR_PTR.
- */
-void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
-		       struct folio **folio)
-{
-	return private_map(kvm, slot, gfn, false, folio);
-}
-
 /**
  * kvm_private_unlock - have done with a private page
  * @page: what kvm_private_lock() returned
@@ -101,7 +98,9 @@ void *kvm_private_lock(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
  */
 void kvm_private_unlock(void *page, struct folio *folio)
 {
-	private_unmap(page, folio);
+	kunmap_local(page);
+	folio_unlock(folio);
+	folio_put(folio);
 }
 
 /**
@@ -125,12 +124,12 @@ int kvm_private_read(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	struct folio *folio;
 	void *page;
 
-	page = private_map(kvm, slot, gfn, atomic, &folio);
+	page = kvm_private_lock(kvm, slot, gfn, atomic, &folio);
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
 	private_load(data, page + offset, len);
-	private_unmap(page, folio);
+	kvm_private_unlock(page, folio);
 
 	return 0;
 }
@@ -154,12 +153,12 @@ int kvm_private_write(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn,
 	struct folio *folio;
 	void *page;
 
-	page = private_map(kvm, slot, gfn, false, &folio);
+	page = kvm_private_lock(kvm, slot, gfn, false, &folio);
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
-	private_store(page + offset, data, len);
-	private_unmap(page, folio);
+	kvm_private_store(page + offset, data, len);
+	kvm_private_unlock(page, folio);
 
 	return 0;
 }
@@ -184,7 +183,7 @@ struct page *kvm_private_get_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	struct page *page;
 	void *address;
 
-	address = private_map(kvm, slot, gfn, false, &folio);
+	address = kvm_private_lock(kvm, slot, gfn, false, &folio);
 	if (IS_ERR(address))
 		return ERR_CAST(address);
 
@@ -244,7 +243,7 @@ int kvm_private_cmpxchg(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn
 	bool done = false;
 	void *page;
 
-	page = private_map(kvm, slot, gfn, false, &folio);
+	page = kvm_private_lock(kvm, slot, gfn, false, &folio);
 	if (IS_ERR(page))
 		return PTR_ERR(page);
 
@@ -268,7 +267,7 @@ int kvm_private_cmpxchg(struct kvm *kvm, struct kvm_memory_slot *slot, gfn_t gfn
 		WARN_ON_ONCE(1);
 	}
 out:
-	private_unmap(page, folio);
+	kvm_private_unlock(page, folio);
 
 	return !done;
 }

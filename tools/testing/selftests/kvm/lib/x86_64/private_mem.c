@@ -191,19 +191,15 @@ void vcpu_call_set(struct kvm_vcpu *vcpu, uint64_t stack, void *function, uint64
 uint64_t vcpu_stat(struct kvm_vcpu *vcpu, const char *name)
 {
 	struct kvm_stats_header header;
-	struct kvm_stats_desc *descs, *desc = NULL;
+	struct kvm_stats_desc *descs, *desc;
 	uint64_t val = 0;
-	int fd, i;
+	int fd;
 
 	fd = vcpu_get_stats_fd(vcpu);
 	read_stats_header(fd, &header);
 	descs = read_stats_descriptors(fd, &header);
-	for (i = 0; i < header.num_desc; i++) {
-		desc = get_stats_descriptor(descs, i, &header);
-		if (!strcmp(desc->name, name))
-			break;
-	}
-	TEST_ASSERT(i < header.num_desc, "A vCPU has no statistic '%s'", name);
+	desc = find_stats_descriptor(descs, name, &header);
+	TEST_ASSERT(desc, "A vCPU has no statistic '%s'", name);
 	read_stat_data(fd, &header, desc, &val, 1);
 	free(descs);
 	close(fd);

@@ -21,7 +21,8 @@
  * where all of a block is asked for, the block has nothing yet and the host has
  * one to spare; everything else is single pages. It is split where a part of it
  * is to go. If the split cannot be had, because memory is short or somebody has
- * a reference for too long, that part is cleared and stays.
+ * a reference for too long, that part is cleared and stays. What KVM writes by
+ * such a reference after that is seen by the guest whose page it is, and nobody else.
  *
  * References: the file holds the VM. A memslot does not hold the file, or
  * neither would ever go away; it points to the file under RCU, and closing the

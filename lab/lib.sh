@@ -86,6 +86,14 @@ warnings() {
 	grep -v '^[.]config:' "$1" | grep -A 5 'warning: '
 }
 
+# worktree TREE: the series as a second tree of build/linux, without any change
+worktree() {
+	git -C "$1" rev-parse -q --verify HEAD >/dev/null 2>&1 || rm -rf "$1"
+	git -C "$build/linux" worktree prune
+	[[ -d $1 ]] || git -C "$build/linux" worktree add -q --detach "$1"
+	git -C "$1" checkout -q --force --detach "$(git -C "$build/linux" rev-parse HEAD)"
+}
+
 # batches KERNEL FOLDER NAME [OPTION OF lab/vm...]: what FOLDER/list says, as
 # lab/batch has it, in one VM; in more where a test brings one down. Logs, exit
 # statuses and splats are in FOLDER then, the runs are NAME-1 and so on.

@@ -10,10 +10,8 @@
  * is shared, and so is L2's.
  */
 #define _GNU_SOURCE
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sys/syscall.h>
 
 #include "kvm_harness.h"
 #include "private_mem.h"
@@ -674,23 +672,6 @@ static struct kvm_nested_state *nested_state_get(struct nested *self)
 	return state;
 }
 
-/* Has KVM wait when it reads @page of the shared half. */
-static int absent_page(struct nested *self, int page)
-{
-	void *address = self->mem.shared + page * PAGE_SIZE;
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range = { .start = (uintptr_t)address, .len = PAGE_SIZE },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-
-	TEST_ASSERT(uffd >= 0 && !madvise(address, PAGE_SIZE, MADV_DONTNEED) &&
-		    !ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &reg),
-		    "userfaultfd failed, errno: %i", errno);
-	return uffd;
-}
-
 /*
  * The file goes when VMRUN has got its VMCB and reads the map, which fails.  There
  * is no L2 then that could wait for the VMCB, but an L1 behind its VMRUN.
@@ -704,7 +685,8 @@ TEST_SVM(file_closed_while_vmrun_fails)
 	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
 	stage_vmcb(self, vmcb);
 	vm_mem_set_shared(self->mem.vm, PAGE_GPA(MSRPM), 2 * PAGE_SIZE);
-	pollfd.fd = absent_page(self, MSRPM);
+	pollfd.fd = userfaultfd_open();
+	userfaultfd_empty(pollfd.fd, self->mem.shared + MSRPM * PAGE_SIZE, PAGE_SIZE);
 
 	l1_set(self, l1_vmrun);
 	pthread_create(&thread, NULL, l1_thread, self);

@@ -19,7 +19,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
-#include <sys/syscall.h>
 #include <time.h>
 
 #include "apic.h"
@@ -606,26 +605,17 @@ static uint64_t guest_take_all_ready(void)
 
 static const char *apf_missing(struct pv *self)
 {
-	self->uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	self->uffd = userfaultfd_open();
 	return self->uffd < 0 ? "no userfaultfd" : NULL;
 }
 
 static void absent_create(struct pv *self)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range.len = ABSENT_SIZE,
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-
 	if (self->absent)
 		return;
 
 	self->absent = shared_mem_alloc(ABSENT_SIZE);
-	reg.range.start = (uintptr_t)self->absent;
-	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_API, &api) &&
-		    !ioctl(self->uffd, UFFDIO_REGISTER, &reg), "userfaultfd failed, errno: %i",
-		    errno);
+	userfaultfd_empty(self->uffd, self->absent, ABSENT_SIZE);
 	vm_set_user_memory_region(self->vm, ABSENT_SLOT, 0, ABSENT_GPA, ABSENT_SIZE,
 				  self->absent);
 	virt_map(self->vm, ABSENT_GPA, ABSENT_GPA, NR_ABSENT);
@@ -1694,6 +1684,50 @@ TEST_PAGE(wall_clock_across_halves)
 		       PAGE_SIZE);
 		check_shared_half(self);
 	}
+}
+
+static void *write_wall_clock(void *arg)
+{
+	struct pv *self = arg;
+
+	vcpu_set_msr(self->vcpu, MSR_KVM_WALL_CLOCK_NEW, self->at);
+	return NULL;
+}
+
+/*
+ * The page with the version and the seconds goes, and comes back empty, between the
+ * two: while KVM waits for the page with the rest.  It is as private as before.
+ */
+TEST_PAGE(wall_clock_punched_midway)
+{
+	void *rest = self->shared + PAGE_SIZE;
+	struct uffdio_zeropage zero = {
+		.range = { .start = (uintptr_t)rest, .len = PAGE_SIZE },
+	};
+	struct pollfd pollfd = { .events = POLLIN };
+	uint32_t version, sec;
+	pthread_t thread;
+	uint64_t seen;
+
+	self->uffd = userfaultfd_open();
+	self->at = GPA + PAGE_SIZE - sizeof(seen);
+	vm_mem_set_shared(self->vm, GPA + PAGE_SIZE, PAGE_SIZE);
+	userfaultfd_empty(self->uffd, rest, PAGE_SIZE);
+
+	pollfd.fd = self->uffd;
+	pthread_create(&thread, NULL, write_wall_clock, self);
+	TEST_ASSERT(poll(&pollfd, 1, 10000) == 1, "Expected KVM to write the second page");
+	guest_memfd_punch(self->memfd, 0, PAGE_SIZE);
+	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_ZEROPAGE, &zero),
+		    "UFFDIO_ZEROPAGE failed, errno: %i", errno);
+	pthread_join(thread, NULL);
+
+	look(self, self->at, &seen, sizeof(seen));
+	version = seen;
+	sec = seen >> 32;
+	TEST_ASSERT(version && !(version & 1) && sec,
+		    "Expected all of the clock in the page that is there now, version %u, %u s",
+		    version, sec);
 }
 
 /*

@@ -147,6 +147,13 @@ void *shared_mem_alloc(size_t size);
 /* The same @offset behind a boundary of 2 MiB, until the process ends. */
 void *shared_mem_alloc_at(size_t size, size_t offset);
 
+/*
+ * Empties memory of the process, and has whoever touches it wait until userspace
+ * puts something there.  Opening fails where the kernel has no such thing.
+ */
+int userfaultfd_open(void);
+void userfaultfd_empty(int uffd, void *start, size_t size);
+
 struct kvm_vm *private_mem_vm_create(uint32_t nr_vcpus, uint64_t extra_pages,
 				     void *guest_code, struct kvm_vcpu *vcpus[]);
 

@@ -7,9 +7,11 @@
 #include <elf.h>
 #include <linux/falloc.h>
 #include <linux/kernel-page-flags.h>
+#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "private_mem.h"
 
@@ -415,6 +417,23 @@ void private_mem_free(struct private_mem *mem)
 		close(mem->memfd);
 	kvm_vm_free(mem->vm);
 	munmap(mem->shared, mem->size);
+}
+
+int userfaultfd_open(void)
+{
+	return syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+}
+
+void userfaultfd_empty(int uffd, void *start, size_t size)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)start, .len = size },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+
+	TEST_ASSERT(!madvise(start, size, MADV_DONTNEED) && !ioctl(uffd, UFFDIO_API, &api) &&
+		    !ioctl(uffd, UFFDIO_REGISTER, &reg), "userfaultfd failed, errno: %i", errno);
 }
 
 void dir_write(const char *dir, const char *name, const char *val)

@@ -789,6 +789,36 @@ TEST_XEN(hypercall_poll)
 	hv_check_decoy(self);
 }
 
+static void *poll_port(void *arg)
+{
+	return (void *)hypercall(arg, HCALL_SCHED_OP, SCHEDOP_POLL, ARGS_GPA, 0);
+}
+
+/* An event that is masked wakes who waits for it; in the other half it is there already. */
+TEST_XEN(hypercall_poll_woken)
+{
+	const uint64_t timeout = 60000000000ull;
+	uint64_t start = now_ns();
+	pthread_t thread;
+	void *ret;
+
+	hv_write_u64(self, MASK_GPA, BIT(PORT));
+	set_events(self);
+	hv_write_u64(self, ARGS_GPA, PORTS_GPA);
+	hv_write_u64(self, ARGS_GPA + 8, 1);
+	hv_write_u64(self, ARGS_GPA + 16, timeout);
+	hv_write_u64(self, PORTS_GPA, PORT);
+
+	pthread_create(&thread, NULL, poll_port, self);
+	usleep(500000);
+	send_event(self, PORT);
+	pthread_join(thread, &ret);
+
+	TEST_ASSERT(!ret, "Expected to have waited for the event, got %li", (long)ret);
+	TEST_ASSERT(now_ns() - start < timeout / 2, "Waited in vain for the event");
+	hv_check_decoy(self);
+}
+
 TEST_XEN(hypercall_timer)
 {
 	struct kvm_xen_vcpu_attr timer = {

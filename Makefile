@@ -17,7 +17,7 @@ help:
 	@echo 'make run        a guest in memory that its VMM cannot read: see it try'
 	@echo 'make test       everything; the last line counts'
 	@echo 'make bench      what private memory costs, beside mainline and the unpatched base'
-	@echo 'make verdicts   what the selftests of the unpatched base give'
+	@echo 'make verdicts   what the selftests of the base give, without us and in private memory'
 	@echo 'make mutants    whether the tests notice what is broken on purpose'
 	@echo 'make shell      a prompt in the VM that the tests run in'
 	@echo 'make clean      remove build/'
@@ -37,8 +37,12 @@ kernel:
 	@lab/compose
 	@lab/kernel $(K)
 
-run test verdicts:
+run test:
 	@lab/$@
+
+verdicts:
+	@lab/verdicts
+	@lab/verdicts --private
 
 mutants:
 	@lab/mutants/run

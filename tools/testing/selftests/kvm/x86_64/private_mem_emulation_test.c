@@ -162,23 +162,10 @@ static void guest_create(struct guest *self, bool private)
 	self->regs.rdx = IO_PORT;
 }
 
-/* The entry for gva in the page tables of the shared half. */
-static uint64_t *shared_entry(struct guest *self, uint64_t gva, int entry_level)
-{
-	uint64_t *entry = &self->vm->pgd;
-	int level;
-
-	for (level = PG_LEVEL_512G; level >= entry_level; level--) {
-		entry = addr_gpa2hva(self->vm, *entry & PHYSICAL_PAGE_MASK);
-		entry += (gva >> PG_LEVEL_SHIFT(level)) & 0x1ff;
-	}
-	return entry;
-}
-
 /* All test pages are in one page table. */
 static uint64_t *shared_pte(struct guest *self, int page)
 {
-	return shared_entry(self, page_gva(page), PG_LEVEL_4K);
+	return vm_page_table_entry(self->vm, page_gva(page), PG_LEVEL_4K);
 }
 
 static uint64_t guest_pte_gva(struct guest *self, int page)
@@ -1270,7 +1257,7 @@ TEST_PRIVATE_EMULATION(fault_of_store_gdtr)
 static void check_walk_fault(struct guest *self, uint64_t start)
 {
 	virt_pg_map(self->vm, WALK_GVA, page_gpa(D0));
-	*shared_entry(self, WALK_GVA, PG_LEVEL_2M) = MMIO_GPA | PTE_PRESENT_MASK |
+	*vm_page_table_entry(self->vm, WALK_GVA, PG_LEVEL_2M) = MMIO_GPA | PTE_PRESENT_MASK |
 						     PTE_WRITABLE_MASK;
 	check_fault_at(self, start, WALK_PTE);
 }

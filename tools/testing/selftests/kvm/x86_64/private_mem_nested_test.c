@@ -82,52 +82,12 @@ struct nested {
 	uint8_t *before;	/* what the shared half had */
 };
 
-static void vmcb_set_seg_from(struct vmcb_seg *to, struct kvm_segment *from)
-{
-	to->selector = from->selector;
-	to->base = from->base;
-	to->limit = from->limit;
-	to->attrib = from->type | from->s << SVM_SELECTOR_S_SHIFT |
-		     from->dpl << SVM_SELECTOR_DPL_SHIFT |
-		     from->present << SVM_SELECTOR_P_SHIFT |
-		     from->avl << SVM_SELECTOR_AVL_SHIFT | from->l << SVM_SELECTOR_L_SHIFT |
-		     from->db << SVM_SELECTOR_DB_SHIFT | from->g << SVM_SELECTOR_G_SHIFT;
-}
-
-/* An L2 that is like L1, but runs @rip. */
-static void vmcb_init(struct nested *self, void *page, void *rip)
+/* An L2 that is like L1, but runs @rip, and the permission maps of the memslot. */
+static void l2_vmcb_init(struct nested *self, void *page, void *rip)
 {
 	struct vmcb *vmcb = page;
-	struct vmcb_save_area *save = &vmcb->save;
-	struct kvm_sregs sregs;
 
-	vcpu_sregs_get(self->vcpu, &sregs);
-	memset(page, 0, PAGE_SIZE);
-
-	vmcb_set_seg_from(&save->es, &sregs.es);
-	vmcb_set_seg_from(&save->cs, &sregs.cs);
-	vmcb_set_seg_from(&save->ss, &sregs.ss);
-	vmcb_set_seg_from(&save->ds, &sregs.ds);
-	vmcb_set_seg_from(&save->fs, &sregs.fs);
-	vmcb_set_seg_from(&save->gs, &sregs.gs);
-	vmcb_set_seg_from(&save->ldtr, &sregs.ldt);
-	vmcb_set_seg_from(&save->tr, &sregs.tr);
-	save->gdtr.base = sregs.gdt.base;
-	save->gdtr.limit = sregs.gdt.limit;
-	save->idtr.base = sregs.idt.base;
-	save->idtr.limit = sregs.idt.limit;
-	save->efer = sregs.efer;
-	save->cr0 = sregs.cr0;
-	save->cr3 = sregs.cr3;
-	save->cr4 = sregs.cr4;
-	save->dr6 = 0xffff0ff0;
-	save->dr7 = 0x400;
-	save->rflags = X86_EFLAGS_FIXED;
-	save->rip = (uintptr_t)rip;
-	save->g_pat = 0x0007040600070406ull;
-
-	vmcb->control.asid = 1;
-	vmcb->control.intercept = BIT_ULL(INTERCEPT_VMRUN) | BIT_ULL(INTERCEPT_VMMCALL);
+	vmcb_init(self->vcpu, page, rip);
 	vmcb->control.msrpm_base_pa = PAGE_GPA(MSRPM);
 	vmcb->control.iopm_base_pa = PAGE_GPA(IOPM);
 }
@@ -144,7 +104,7 @@ static void stage_vmcb(struct nested *self, struct vmcb *private)
 {
 	static uint8_t wrong[4096];
 
-	vmcb_init(self, wrong, l2_wrong);
+	l2_vmcb_init(self, wrong, l2_wrong);
 	stage(self, VMCB, private, wrong);
 }
 
@@ -296,7 +256,7 @@ TEST_F_TIMEOUT(svm, name, 120)						\
 									\
 	if (!kvm_cpu_has(X86_FEATURE_SVM))				\
 		SKIP(return, "No SVM");					\
-	vmcb_init(&self->nested, page, l2_right);			\
+	l2_vmcb_init(&self->nested, page, l2_right);			\
 	test_svm_##name(&self->nested, (struct vmcb *)page);		\
 }									\
 static void test_svm_##name(struct nested *self, struct vmcb *vmcb)
@@ -313,7 +273,7 @@ TEST_SVM(vmcb_in_hole)
 {
 	static uint8_t wrong[4096];
 
-	vmcb_init(self, wrong, l2_wrong);
+	l2_vmcb_init(self, wrong, l2_wrong);
 	memcpy(self->mem.shared + VMCB * PAGE_SIZE, wrong, PAGE_SIZE);
 	memcpy(self->before + VMCB * PAGE_SIZE, wrong, PAGE_SIZE);
 
@@ -868,7 +828,7 @@ TEST_SVM(host_save_area)
 	smram[SMM_HANDLER + 3] = 0xaa;
 	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, SMRAM_GPA);
 
-	vmcb_init(self, wrong, l1_wrong);
+	l2_vmcb_init(self, wrong, l1_wrong);
 	stage(self, HSAVE, zero, wrong);
 	vmcb->save.rip = (uintptr_t)l2_call;
 	stage_vmcb(self, vmcb);
@@ -1019,7 +979,7 @@ TEST_F_TIMEOUT(punched, vmsave, 120)
 	if (self->kcore < 0)
 		SKIP(return, "No CONFIG_PROC_KCORE");
 
-	vmcb_init(nested, page, l2_right);
+	l2_vmcb_init(nested, page, l2_right);
 	vcpu_set_msr(nested->vcpu, MSR_KERNEL_GS_BASE, VMCB_SECRET);
 	for (round = 0; round < 3; round++) {
 		pfn = memcg_take_and_find(&self->cg, nested->mem.memfd, VMCB * PAGE_SIZE, page,

@@ -99,18 +99,6 @@ struct pv {
 /* The test's view of one of the guest's variables. */
 #define guest_view(self, var)	((typeof(var) *)addr_gva2hva((self)->vm, (vm_vaddr_t)&(var)))
 
-/*
- * Interrupts come in here only.  What the compiler keeps below the stack pointer
- * stays as it is.
- */
-#define INTERRUPTIBLE(insns)	\
-	"sub $128, %%rsp; sti; nop; " insns "; cli; add $128, %%rsp"
-
-static void guest_take_interrupts(void)
-{
-	asm volatile(INTERRUPTIBLE("pause") : : : "memory", "cc");
-}
-
 static uint64_t guest_nothing(void)
 {
 	return 0;
@@ -816,12 +804,9 @@ static void arm_nothing(struct pv *self)
 {
 }
 
-/* Where the hardware takes the EOI, KVM does not offer another one. */
 static const char *eoi_missing(struct pv *self)
 {
-	return (is_intel_cpu() && get_kvm_intel_param_bool("enable_apicv")) ||
-	       (is_amd_cpu() && get_kvm_amd_param_bool("avic")) ?
-		"the processor handles the end of an interrupt itself" : NULL;
+	return lazy_eoi_missing();
 }
 
 FIXTURE(pv) {

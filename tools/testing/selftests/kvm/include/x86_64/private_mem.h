@@ -113,6 +113,30 @@ static inline void vcpu_fill(struct kvm_vcpu *vcpu, uint64_t gva, uint64_t val, 
 void vcpu_call_set(struct kvm_vcpu *vcpu, uint64_t stack, void *function, uint64_t arg0,
 		   uint64_t arg1, uint64_t arg2);
 
+/*
+ * Interrupts come in here only.  What the compiler keeps below the stack pointer
+ * stays as it is.
+ */
+#define INTERRUPTIBLE(insns)	\
+	"sub $128, %%rsp; sti; nop; " insns "; cli; add $128, %%rsp"
+
+static inline void guest_take_interrupts(void)
+{
+	asm volatile(INTERRUPTIBLE("pause") : : : "memory", "cc");
+}
+
+/*
+ * Why KVM does not offer guests to end interrupts in memory, or NULL: where the
+ * hardware takes the EOI there is nothing to save.
+ */
+const char *lazy_eoi_missing(void);
+
+/* The entry of the guest's page tables for @gva, at a level: PG_LEVEL_4K and so on. */
+uint64_t *vm_page_table_entry(struct kvm_vm *vm, uint64_t gva, int level);
+
+/* Makes of @page a VMCB of an L2 that is like the vCPU, but runs @rip. */
+void vmcb_init(struct kvm_vcpu *vcpu, void *page, void *rip);
+
 /* One of KVM's binary statistics of a vCPU. */
 uint64_t vcpu_stat(struct kvm_vcpu *vcpu, const char *name);
 

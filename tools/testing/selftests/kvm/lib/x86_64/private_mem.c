@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 
 #include "private_mem.h"
+#include "svm_util.h"
 
 #define FORCED_EMULATION_PARAM	"/sys/module/kvm/parameters/force_emulation_prefix"
 #define INACCESSIBLE_PARAM	"/sys/module/kvm/parameters/private_mem_inaccessible"
@@ -188,6 +189,72 @@ void vcpu_call_set(struct kvm_vcpu *vcpu, uint64_t stack, void *function, uint64
 	regs.rsi = arg1;
 	regs.rdx = arg2;
 	vcpu_regs_set(vcpu, &regs);
+}
+
+const char *lazy_eoi_missing(void)
+{
+	return (is_intel_cpu() && get_kvm_intel_param_bool("enable_apicv")) ||
+	       (is_amd_cpu() && get_kvm_amd_param_bool("avic")) ?
+		"the processor handles the end of an interrupt itself" : NULL;
+}
+
+uint64_t *vm_page_table_entry(struct kvm_vm *vm, uint64_t gva, int level)
+{
+	uint64_t *entry = &vm->pgd;
+	int i;
+
+	for (i = PG_LEVEL_512G; i >= level; i--) {
+		entry = addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK);
+		entry += (gva >> PG_LEVEL_SHIFT(i)) & 0x1ff;
+	}
+	return entry;
+}
+
+static void vmcb_set_seg_from(struct vmcb_seg *to, struct kvm_segment *from)
+{
+	to->selector = from->selector;
+	to->base = from->base;
+	to->limit = from->limit;
+	to->attrib = from->type | from->s << SVM_SELECTOR_S_SHIFT |
+		     from->dpl << SVM_SELECTOR_DPL_SHIFT |
+		     from->present << SVM_SELECTOR_P_SHIFT |
+		     from->avl << SVM_SELECTOR_AVL_SHIFT | from->l << SVM_SELECTOR_L_SHIFT |
+		     from->db << SVM_SELECTOR_DB_SHIFT | from->g << SVM_SELECTOR_G_SHIFT;
+}
+
+void vmcb_init(struct kvm_vcpu *vcpu, void *page, void *rip)
+{
+	struct vmcb *vmcb = page;
+	struct vmcb_save_area *save = &vmcb->save;
+	struct kvm_sregs sregs;
+
+	vcpu_sregs_get(vcpu, &sregs);
+	memset(page, 0, PAGE_SIZE);
+
+	vmcb_set_seg_from(&save->es, &sregs.es);
+	vmcb_set_seg_from(&save->cs, &sregs.cs);
+	vmcb_set_seg_from(&save->ss, &sregs.ss);
+	vmcb_set_seg_from(&save->ds, &sregs.ds);
+	vmcb_set_seg_from(&save->fs, &sregs.fs);
+	vmcb_set_seg_from(&save->gs, &sregs.gs);
+	vmcb_set_seg_from(&save->ldtr, &sregs.ldt);
+	vmcb_set_seg_from(&save->tr, &sregs.tr);
+	save->gdtr.base = sregs.gdt.base;
+	save->gdtr.limit = sregs.gdt.limit;
+	save->idtr.base = sregs.idt.base;
+	save->idtr.limit = sregs.idt.limit;
+	save->efer = sregs.efer;
+	save->cr0 = sregs.cr0;
+	save->cr3 = sregs.cr3;
+	save->cr4 = sregs.cr4;
+	save->dr6 = 0xffff0ff0;
+	save->dr7 = 0x400;
+	save->rflags = X86_EFLAGS_FIXED;
+	save->rip = (uintptr_t)rip;
+	save->g_pat = 0x0007040600070406ull;
+
+	vmcb->control.asid = 1;
+	vmcb->control.intercept = BIT_ULL(INTERCEPT_VMRUN) | BIT_ULL(INTERCEPT_VMMCALL);
 }
 
 uint64_t vcpu_stat(struct kvm_vcpu *vcpu, const char *name)

@@ -94,6 +94,12 @@ worktree() {
 	git -C "$1" checkout -q --force --detach "$(git -C "$build/linux" rev-parse HEAD)"
 }
 
+# The kernel of the VM that runs the selftests of the series takes the TSC for its clock,
+# which it does not do of itself where it sees several processors of AMD's; QEMU's have
+# one TSC. Only then does KVM give guests a clock that it need not write over and over,
+# and one to compare with its own. base/verdicts are without it.
+tsc="tsc=reliable"
+
 # batches KERNEL FOLDER NAME [OPTION OF lab/vm...]: what FOLDER/list says, as
 # lab/batch has it, in one VM; in more where a test brings one down. Logs, exit
 # statuses and splats are in FOLDER then, the runs are NAME-1 and so on.

@@ -843,14 +843,11 @@ TEST_SVM(host_save_area)
 	TEST_ASSERT(seen == sregs.cr3, "Expected L1's CR3 in its save area, got 0x%lx", seen);
 }
 
-/* An SMI cannot wait, and without the VMCB there is no way back: the VM is dead. */
-TEST_SVM(smi_out_of_reach)
+/* An SMI cannot wait, and without what it saves there is no way back: the VM is dead. */
+static void expect_dead_of_smi(struct nested *self)
 {
 	int ret;
 
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
 	private_mem_set_slot(&self->mem, 0);
 	inject_smi(self);
 
@@ -861,6 +858,22 @@ TEST_SVM(smi_out_of_reach)
 
 	/* It does not even give back its memslots, until the process ends. */
 	self->mem.vm = NULL;
+}
+
+TEST_SVM(smi_out_of_reach)
+{
+	vmcb->save.rip = (uintptr_t)l2_call;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
+	expect_dead_of_smi(self);
+}
+
+/* The state of the vCPU goes to the end of the 64 KiB at SMBASE. */
+TEST_SVM(smi_without_smram)
+{
+	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
+	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, self->mem.gpa + PAGE_SIZE - 0x10000);
+	expect_dead_of_smi(self);
 }
 
 static void expect_no_secret(struct kvm_nested_state *state)

@@ -1092,6 +1092,24 @@ TEST_PV(slot_deleted)
 	check_shared_half(self);
 }
 
+/* At the same address of the VMM's, but another file. */
+TEST_PV(file_replaced)
+{
+	int memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
+
+	f->arm(self);
+	round_of(self, f);
+
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, 0, self->shared,
+				   self->memfd, 0);
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SIZE, self->shared,
+				   memfd, 0);
+	close(self->memfd);
+	self->memfd = memfd;
+	round_of(self, f);
+	check_shared_half(self);
+}
+
 TEST_PV(file_closed)
 {
 	int ret;
@@ -1733,6 +1751,53 @@ TEST_PAGE(absent_again_without_token)
 		self->nr_absent = 0;
 		use_apf(self);
 	}
+}
+
+static void guest_fault_calls(struct ex_regs *regs)
+{
+	/* The page is absent.  It is ready, and nobody has been there again. */
+	guest_call(0, 0, 0, 0);
+	guest_call(0, 0, 0, 0);
+}
+
+/*
+ * KVM maps a page that it waited for before the guest asks again.  One that is
+ * private by then the guest has not asked for, and userspace may have to fill it.
+ */
+TEST_PAGE(private_when_ready)
+{
+	struct uffdio_zeropage zero = { .range.len = PAGE_SIZE };
+	int memfd = vm_create_guest_memfd(self->vm, ABSENT_SIZE, 0);
+	const char *missing = apf_missing(self);
+	struct pollfd pollfd = { .fd = self->uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	TEST_ASSERT(!missing, "%s", missing);
+	self->absent = shared_mem_alloc(ABSENT_SIZE);
+	userfaultfd_empty(self->uffd, self->absent, ABSENT_SIZE);
+	vm_set_user_memory_region2(self->vm, ABSENT_SLOT, KVM_MEM_GUEST_MEMFD, ABSENT_GPA,
+				   ABSENT_SIZE, self->absent, memfd, 0);
+	virt_map(self->vm, ABSENT_GPA, ABSENT_GPA, NR_ABSENT);
+	arm_apf(self);
+	vm_install_exception_handler(self->vm, PF_VECTOR, guest_fault_calls);
+
+	call(self, guest_touch, ABSENT_GPA, 0);
+	TEST_ASSERT(poll(&pollfd, 1, 5000) == 1 &&
+		    read(self->uffd, &msg, sizeof(msg)) == sizeof(msg),
+		    "Expected a fault on the absent page");
+	vm_mem_set_private(self->vm, ABSENT_GPA, PAGE_SIZE);
+	zero.range.start = (uintptr_t)self->absent;
+	TEST_ASSERT(!ioctl(self->uffd, UFFDIO_ZEROPAGE, &zero),
+		    "UFFDIO_ZEROPAGE failed, errno: %i", errno);
+
+	/* Whoever has waited for the page in the kernel tells the vCPU now. */
+	usleep(200000);
+	TEST_ASSERT(!vcpu_access_run(self->vcpu) && vcpu_is_guest_call(self->vcpu),
+		    "Expected the guest to go on");
+	TEST_ASSERT(!guest_memfd_held(memfd),
+		    "Expected no page that nobody has touched, the file has 0x%lx bytes",
+		    guest_memfd_held(memfd));
+	close(memfd);
 }
 
 /* What userspace gets is the address that the guest named. */

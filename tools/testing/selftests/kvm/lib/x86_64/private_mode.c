@@ -178,7 +178,7 @@ static void report(int status, void *unused)
 		if (stream != stderr)
 			fclose(stream);
 	}
-	if (written && !status) {
+	if (written) {
 		fflush(NULL);
 		_exit(254);
 	}

@@ -780,13 +780,6 @@ TEST_SVM(slot_deleted_before_triple_fault)
 	expect_shared_untouched(self);
 }
 
-static void take_new_file(struct nested *self)
-{
-	private_mem_set_slot(&self->mem, 0);
-	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
-	private_mem_set_slot(&self->mem, self->mem.size);
-}
-
 TEST_SVM(file_closed_while_l2_runs)
 {
 	vmcb->save.rip = (uintptr_t)l2_call;
@@ -795,7 +788,9 @@ TEST_SVM(file_closed_while_l2_runs)
 	close(self->mem.memfd);
 	expect_private_fault_twice(self, VMCB);
 
-	take_new_file(self);
+	private_mem_set_slot(&self->mem, 0);
+	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
+	private_mem_set_slot(&self->mem, self->mem.size);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
 }

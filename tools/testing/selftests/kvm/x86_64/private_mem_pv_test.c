@@ -880,6 +880,12 @@ static void too_long(int sig)
 		_exit(KSFT_FAIL);
 }
 
+static void set_slot(struct pv *self, uint64_t size)
+{
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, size, self->shared,
+				   self->memfd, 0);
+}
+
 static void pv_create(struct pv *self, bool private)
 {
 	struct kvm_vcpu *vcpus[2];
@@ -911,8 +917,7 @@ static void pv_create(struct pv *self, bool private)
 	virt_map(self->vm, GPA, GPA, NR_PAGES);
 	if (private) {
 		self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
-		vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SIZE,
-					   self->shared, self->memfd, 0);
+		set_slot(self, SIZE);
 		vm_mem_set_private(self->vm, GPA, SIZE);
 		memset(self->shared, DECOY, SIZE);
 	} else {
@@ -1083,11 +1088,9 @@ TEST_PV(slot_deleted)
 	f->arm(self);
 	round_of(self, f);
 
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, 0, self->shared,
-				   self->memfd, 0);
+	set_slot(self, 0);
 	use_in_vain(self, f);
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SIZE, self->shared,
-				   self->memfd, 0);
+	set_slot(self, SIZE);
 	round_of(self, f);
 	check_shared_half(self);
 }
@@ -1095,17 +1098,15 @@ TEST_PV(slot_deleted)
 /* At the same address of the VMM's, but another file. */
 TEST_PV(file_replaced)
 {
-	int memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
+	int before = self->memfd;
 
 	f->arm(self);
 	round_of(self, f);
 
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, 0, self->shared,
-				   self->memfd, 0);
-	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, SIZE, self->shared,
-				   memfd, 0);
-	close(self->memfd);
-	self->memfd = memfd;
+	set_slot(self, 0);
+	self->memfd = vm_create_guest_memfd(self->vm, SIZE, 0);
+	set_slot(self, SIZE);
+	close(before);
 	round_of(self, f);
 	check_shared_half(self);
 }

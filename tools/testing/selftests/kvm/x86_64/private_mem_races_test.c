@@ -24,7 +24,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <time.h>
 
 #include "test_util.h"
@@ -1329,7 +1328,7 @@ static void *serve_absent(void *data)
 
 static const char *async_pf_missing(void)
 {
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int fd = userfaultfd_open();
 
 	if (fd < 0)
 		return "No userfaultfd";
@@ -1340,19 +1339,13 @@ static const char *async_pf_missing(void)
 static void prepare_async_pf(struct test *t)
 {
 	const uint64_t nr = nr_vcpus * NR_ABSENT, size = nr * PAGE_SIZE;
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range.len = size, .mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
 
 	vm_install_exception_handler(t->vm, PF_VECTOR, guest_fault_handler);
 	vm_install_exception_handler(t->vm, APF_VECTOR, guest_ready_handler);
 
-	t->fd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	t->fd = userfaultfd_open();
 	t->absent = shared_mem_alloc(size);
-	reg.range.start = (uintptr_t)t->absent;
-	TEST_ASSERT(!ioctl(t->fd, UFFDIO_API, &api) && !ioctl(t->fd, UFFDIO_REGISTER, &reg),
-		    "userfaultfd failed, errno: %i", errno);
+	userfaultfd_empty(t->fd, t->absent, size);
 	vm_set_user_memory_region(t->vm, SLOT + 2, 0, ABSENT_GVA, size, t->absent);
 	virt_map(t->vm, ABSENT_GVA, ABSENT_GVA, nr);
 	TEST_ASSERT(!pthread_create(&t->helper, NULL, serve_absent, t),
@@ -1447,23 +1440,9 @@ static void *signal_irqfd(void *data)
 
 static void prepare_xen_irqfd(struct test *t)
 {
-	struct {
-		struct kvm_irq_routing info;
-		struct kvm_irq_routing_entry entry;
-	} routes = {
-		.info.nr = 1,
-		.entry.gsi = XEN_GSI,
-		.entry.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
-		.entry.u.xen_evtchn.port = XEN_PORT,
-		.entry.u.xen_evtchn.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
-	};
-	struct kvm_irqfd irqfd = { .gsi = XEN_GSI };
-
 	prepare_xen_events(t);
-	t->fd = eventfd(0, 0);
-	irqfd.fd = t->fd;
-	vm_ioctl(t->vm, KVM_SET_GSI_ROUTING, &routes.info);
-	vm_ioctl(t->vm, KVM_IRQFD, &irqfd);
+	vm_route_xen_event(t->vm, XEN_GSI, XEN_PORT);
+	t->fd = vm_irqfd_create(t->vm, XEN_GSI);
 	TEST_ASSERT(!pthread_create(&t->helper, NULL, signal_irqfd, t),
 		    "pthread_create() failed");
 }
@@ -1545,24 +1524,26 @@ static void fill_vmcb(struct test *t, void *page, uint64_t nr)
 	((uint64_t *)page)[PAGE_SIZE / 8 - 1] = nr;
 }
 
-static void prepare_msr_map(struct test *t)
+static void prepare_map(struct test *t, int intercept)
 {
+	struct vmcb *vmcb;
 	int i;
 
 	prepare_svm(t);
-	for (i = 0; i < nr_vcpus; i++)
-		((struct vmcb *)control_page(t, VMCB + i))->control.intercept |=
-			BIT_ULL(INTERCEPT_MSR_PROT);
+	for (i = 0; i < nr_vcpus; i++) {
+		vmcb = control_page(t, VMCB + i);
+		vmcb->control.intercept |= BIT_ULL(intercept);
+	}
+}
+
+static void prepare_msr_map(struct test *t)
+{
+	prepare_map(t, INTERCEPT_MSR_PROT);
 }
 
 static void prepare_io_map(struct test *t)
 {
-	int i;
-
-	prepare_svm(t);
-	for (i = 0; i < nr_vcpus; i++)
-		((struct vmcb *)control_page(t, VMCB + i))->control.intercept |=
-			BIT_ULL(INTERCEPT_IOIO_PROT);
+	prepare_map(t, INTERCEPT_IOIO_PROT);
 }
 
 /* All is intercepted of what L2 does. */

@@ -499,29 +499,10 @@ TEST_XEN(event_pending)
 	hv_check_decoy(self);
 }
 
-static void set_route(struct hv_vm *hv)
-{
-	struct {
-		struct kvm_irq_routing info;
-		struct kvm_irq_routing_entry entry;
-	} routes = {
-		.info.nr = 1,
-		.entry.gsi = GSI,
-		.entry.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
-		.entry.u.xen_evtchn.port = PORT,
-		.entry.u.xen_evtchn.priority = PRIO,
-	};
-
-	vm_ioctl(hv->mem.vm, KVM_SET_GSI_ROUTING, &routes.info);
-}
-
 static int set_irqfd(struct hv_vm *hv)
 {
-	struct kvm_irqfd irqfd = { .fd = eventfd(0, 0), .gsi = GSI };
-
-	set_route(hv);
-	vm_ioctl(hv->mem.vm, KVM_IRQFD, &irqfd);
-	return irqfd.fd;
+	vm_route_xen_event(hv->mem.vm, GSI, PORT);
+	return vm_irqfd_create(hv->mem.vm, GSI);
 }
 
 /* By a workqueue it takes a while. */
@@ -645,7 +626,7 @@ TEST_XEN(line_status_tells_nothing)
 	int i;
 
 	set_events(self);
-	set_route(self);
+	vm_route_xen_event(self->mem.vm, GSI, PORT);
 	for (i = 0; i < 3; i++) {
 		if (i == 2) {
 			hv_write_u64(self, MASK_GPA, BIT(PORT));

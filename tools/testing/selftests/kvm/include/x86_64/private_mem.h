@@ -131,6 +131,10 @@ static inline void guest_take_interrupts(void)
  */
 const char *lazy_eoi_missing(void);
 
+/* An interrupt line of the VM's that is an event channel of Xen's, and what signals one. */
+void vm_route_xen_event(struct kvm_vm *vm, uint32_t gsi, uint32_t port);
+int vm_irqfd_create(struct kvm_vm *vm, uint32_t gsi);
+
 /* The entry of the guest's page tables for @gva, at a level: PG_LEVEL_4K and so on. */
 uint64_t *vm_page_table_entry(struct kvm_vm *vm, uint64_t gva, int level);
 

@@ -9,6 +9,7 @@
 #include <linux/kernel-page-flags.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -196,6 +197,30 @@ const char *lazy_eoi_missing(void)
 	return (is_intel_cpu() && get_kvm_intel_param_bool("enable_apicv")) ||
 	       (is_amd_cpu() && get_kvm_amd_param_bool("avic")) ?
 		"the processor handles the end of an interrupt itself" : NULL;
+}
+
+void vm_route_xen_event(struct kvm_vm *vm, uint32_t gsi, uint32_t port)
+{
+	struct {
+		struct kvm_irq_routing info;
+		struct kvm_irq_routing_entry entry;
+	} routes = {
+		.info.nr = 1,
+		.entry.gsi = gsi,
+		.entry.type = KVM_IRQ_ROUTING_XEN_EVTCHN,
+		.entry.u.xen_evtchn.port = port,
+		.entry.u.xen_evtchn.priority = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+	};
+
+	vm_ioctl(vm, KVM_SET_GSI_ROUTING, &routes.info);
+}
+
+int vm_irqfd_create(struct kvm_vm *vm, uint32_t gsi)
+{
+	struct kvm_irqfd irqfd = { .fd = eventfd(0, 0), .gsi = gsi };
+
+	vm_ioctl(vm, KVM_IRQFD, &irqfd);
+	return irqfd.fd;
 }
 
 uint64_t *vm_page_table_entry(struct kvm_vm *vm, uint64_t gva, int level)

@@ -148,6 +148,7 @@ static void report(int status, void *unused)
 	struct private_vm *v;
 	bool written = false;
 	FILE *stream = NULL;
+	int64_t page;
 	int i, ctr;
 
 	/* A child has copies of what is its parent's. */
@@ -157,11 +158,12 @@ static void report(int status, void *unused)
 	for (v = vms; v; v = v->next) {
 		hash_for_each(v->vm->regions.slot_hash, ctr, region, slot_node) {
 			count_region(region);
-			if (find_written(region) < 0)
+			page = find_written(region);
+			if (page < 0)
 				continue;
 			written = true;
 			fprintf(stderr, "KVM wrote to the shared half of 0x%lx, which is private\n",
-				page_gpa(region, find_written(region)));
+				page_gpa(region, page));
 		}
 	}
 

@@ -734,6 +734,7 @@ TEST_SVM(slot_deleted_while_l2_runs)
 	expect_rax(self, RIGHT);
 }
 
+/* It does so once for each place, and is tainted from the first time on. */
 static bool kernel_has_warned(void)
 {
 	const long warned = BIT(9);
@@ -749,11 +750,12 @@ static bool kernel_has_warned(void)
 /* An exception that is L1's waits for it, and KVM does not wonder. */
 TEST_SVM(slot_deleted_before_exception)
 {
-	bool warned = kernel_has_warned();
+	if (kernel_has_warned())
+		ksft_exit_skip("The kernel has warned before, and may not do so again\n");
 
 	vmcb->control.intercept_exceptions = BIT(UD_VECTOR);
 	vmcb_gone_while_l2_runs(self, vmcb, l2_ud, SVM_EXIT_EXCP_BASE + UD_VECTOR);
-	TEST_ASSERT(kernel_has_warned() == warned, "Expected no warning of the kernel");
+	TEST_ASSERT(!kernel_has_warned(), "Expected no warning of the kernel");
 }
 
 /* L2's end is not forgotten while L1 cannot be told. */

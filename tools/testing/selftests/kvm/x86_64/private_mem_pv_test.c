@@ -1745,13 +1745,75 @@ TEST_PAGE(absent_again_without_token)
 
 	TEST_ASSERT(!missing, "%s", missing);
 	arm_apf(self);
+	call(self, guest_take_all_ready, 0, 0);
 	close(self->memfd);
 	self->memfd = -1;
 	self->gone = true;
 	for (i = 0; i < 3; i++) {
 		self->nr_absent = 0;
 		use_apf(self);
+		TEST_ASSERT(vcpu_is_guest_call(self->vcpu),
+			    "Expected the guest to get its memory and not to hear of it");
 	}
+}
+
+static void guest_eoi_waits(struct ex_regs *regs)
+{
+	guest_eoi.nr++;
+	while (!READ_ONCE(guest_eoi.keep))
+		;
+}
+
+static void *delete_slot_in_interrupt(void *data)
+{
+	struct pv *self = data;
+	struct guest_eoi *eoi = guest_view(self, guest_eoi);
+
+	while (!READ_ONCE(eoi->nr))
+		usleep(10);
+	set_slot(self, 0);
+	WRITE_ONCE(eoi->keep, true);
+	return NULL;
+}
+
+/*
+ * The page goes while the guest could say in it that the interrupt has ended.  KVM
+ * takes it for ended, but not the next one, of which the guest has said nothing.
+ */
+TEST_PAGE(eoi_pending_without_page)
+{
+	struct guest_eoi *eoi = guest_view(self, guest_eoi);
+	const char *missing = eoi_missing(self);
+	pthread_t thread;
+	int i;
+
+	if (missing)
+		ksft_exit_skip("%s\n", missing);
+
+	arm_eoi(self);
+	vm_install_exception_handler(self->vm, EOI_VECTOR, guest_eoi_waits);
+	for (i = 0; i < MAX_INTERRUPTS; i++) {
+		/* So that nothing in the handler is new to KVM, which would be an exit. */
+		eoi->keep = true;
+		call(self, guest_interrupt_self, EOI_VECTOR, 0);
+		call(self, guest_end_interrupts, 0, 0);
+
+		memset(eoi, 0, sizeof(*eoi));
+		pthread_create(&thread, NULL, delete_slot_in_interrupt, self);
+		call(self, guest_interrupt_self, EOI_VECTOR, 0);
+		pthread_join(thread, NULL);
+		if (!eoi_in_service(self))
+			break;
+		call(self, guest_end_interrupts, 0, 0);
+		set_slot(self, SIZE);
+	}
+	TEST_ASSERT(i < MAX_INTERRUPTS, "Expected an interrupt to have ended with its page");
+
+	vm_install_exception_handler(self->vm, EOI_VECTOR, guest_eoi_handler);
+	self->gone = true;
+	call(self, guest_interrupt_self, EOI_VECTOR, 0);
+	TEST_ASSERT(!vcpu_is_guest_call(self->vcpu), "Expected the guest to miss its page");
+	TEST_ASSERT(eoi_in_service(self), "Ended an interrupt that the guest serves");
 }
 
 static void guest_fault_calls(struct ex_regs *regs)

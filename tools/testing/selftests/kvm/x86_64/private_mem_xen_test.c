@@ -15,6 +15,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 
+#include "apic.h"
 #include "kvm_harness.h"
 #include "private_mem_hv.h"
 
@@ -480,25 +481,6 @@ TEST_XEN(event)
 	hv_check_decoy(self);
 }
 
-TEST_XEN(event_masked)
-{
-	hv_write_u64(self, MASK_GPA, BIT(PORT));
-	set_events(self);
-	send_event(self, PORT);
-	check_events(self, BIT(PORT), 0, 0);
-	hv_check_decoy(self);
-}
-
-TEST_XEN(event_pending)
-{
-	set_events(self);
-	hv_decoy_u64(self, PENDING_GPA, 0);
-	hv_write_u64(self, PENDING_GPA, BIT(PORT));
-	send_event(self, PORT);
-	check_events(self, BIT(PORT), 0, 0);
-	hv_check_decoy(self);
-}
-
 static int set_irqfd(struct hv_vm *hv)
 {
 	vm_route_xen_event(hv->mem.vm, GSI, PORT);
@@ -619,25 +601,109 @@ TEST_XEN(event_after_close)
 	hv_check_decoy(self);
 }
 
-/* What the guest has there is nothing that an ioctl tells. */
+/*
+ * Where an event goes does not tell userspace what was in a private page, which can be
+ * any: @nr is 0 for a port that was neither pending nor masked, 1 for pending, 2 for
+ * masked.
+ */
+static const char * const port_was[] = { "new", "pending", "masked" };
+
+static void set_port(struct hv_vm *hv, int nr)
+{
+	hv_write_u64(hv, PENDING_GPA, nr == 1 ? BIT(PORT) : 0);
+	hv_write_u64(hv, MASK_GPA, nr == 2 ? BIT(PORT) : 0);
+}
+
 TEST_XEN(line_status_tells_nothing)
 {
-	struct kvm_irq_level line = { .irq = GSI, .level = 1 };
+	struct kvm_irq_level line;
 	int i;
 
 	set_events(self);
 	vm_route_xen_event(self->mem.vm, GSI, PORT);
-	for (i = 0; i < 3; i++) {
-		if (i == 2) {
-			hv_write_u64(self, MASK_GPA, BIT(PORT));
-			hv_write_u64(self, PENDING_GPA, 0);
-		}
-		line.irq = GSI;
+	for (i = 0; i < ARRAY_SIZE(port_was); i++) {
+		set_port(self, i);
+		line = (struct kvm_irq_level) { .irq = GSI, .level = 1 };
 		vm_ioctl(self->mem.vm, KVM_IRQ_LINE_STATUS, &line);
 		TEST_ASSERT(line.status == 1, "Status of an event that is %s: %i, expected 1",
-			    i ? i == 2 ? "masked" : "pending" : "new", line.status);
+			    port_was[i], line.status);
 	}
 	hv_check_decoy(self);
+}
+
+TEST_XEN(vcpu_info_tells_nothing)
+{
+	uint64_t *info = hv_shared(self, VCPU_INFO_GPA);
+	int i;
+
+	set_events(self);
+	hv_make_shared(self, VCPU_INFO_GPA);
+	for (i = 0; i < ARRAY_SIZE(port_was); i++) {
+		set_port(self, i);
+		info[0] = 0;
+		info[1] = 0;
+		send_event(self, PORT);
+		TEST_ASSERT(info[0] == 1 && info[1] == 1,
+			    "An event that is %s does not show in the shared vcpu_info",
+			    port_was[i]);
+	}
+	hv_check_decoy_but(self, VCPU_INFO_GPA);
+}
+
+TEST_XEN(upcall_vector_tells_nothing)
+{
+	struct kvm_xen_vcpu_attr attr = {
+		.type = KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, .u.vector = UPCALL_VECTOR,
+	};
+	uint64_t *pending = hv_shared(self, PENDING_GPA);
+	struct kvm_lapic_state lapic;
+	uint32_t *irr = (void *)lapic.regs + APIC_IRR + UPCALL_VECTOR / 32 * 0x10;
+	int i;
+
+	set_events(self);
+	vcpu_ioctl(self->mem.vcpu, KVM_XEN_VCPU_SET_ATTR, &attr);
+	hv_make_shared(self, SHINFO_GPA);
+	memset(hv_shared(self, SHINFO_GPA), 0, PAGE_SIZE);
+	for (i = 0; i < 2; i++) {
+		hv_write_u64(self, PENDING_SEL_GPA, i);
+		*pending = 0;
+		vcpu_ioctl(self->mem.vcpu, KVM_GET_LAPIC, &lapic);
+		*(uint32_t *)(lapic.regs + APIC_SPIV) |= APIC_SPIV_APIC_ENABLED;
+		*irr = 0;
+		vcpu_ioctl(self->mem.vcpu, KVM_SET_LAPIC, &lapic);
+
+		send_event(self, PORT);
+		vcpu_ioctl(self->mem.vcpu, KVM_GET_LAPIC, &lapic);
+		TEST_ASSERT(*irr & BIT(UPCALL_VECTOR % 32),
+			    "Expected the vector for an event where others %s",
+			    i ? "are pending" : "are not");
+	}
+	hv_check_decoy_but(self, SHINFO_GPA);
+}
+
+/* The guest has what is in a page that both can see: the event waits for no upcall. */
+TEST_XEN(event_of_shared_page)
+{
+	uint64_t *info = hv_shared(self, VCPU_INFO_GPA);
+	uint64_t *pending = hv_shared(self, PENDING_GPA);
+	uint64_t *mask = hv_shared(self, MASK_GPA);
+	int i;
+
+	set_events(self);
+	hv_make_shared(self, VCPU_INFO_GPA);
+	hv_make_shared(self, SHINFO_GPA);
+	for (i = 0; i < ARRAY_SIZE(port_was); i++) {
+		*pending = i == 1 ? BIT(PORT) : 0;
+		*mask = i == 2 ? BIT(PORT) : 0;
+		info[0] = 0;
+		info[1] = 0;
+		send_event(self, PORT);
+		/* It waits for the vCPU where KVM does not have its page at hand. */
+		hv_seen_u64(self, PENDING_SEL_GPA);
+		TEST_ASSERT(*pending == BIT(PORT), "Expected the event to be pending");
+		TEST_ASSERT(info[0] == !i && info[1] == !i, "Expected %s upcall for what is %s",
+			    i ? "no" : "an", port_was[i]);
+	}
 }
 
 static void set_upcall(struct hv_vm *hv)

@@ -11,7 +11,8 @@
  *    has to be there in the end;
  *  - the library's copy of what was loaded (vm_lib_gpa2hva()), which stands for the page
  *    where the guest does not write, such as page tables.  What the library changes there
- *    is loaded anew before a vCPU runs again;
+ *    is loaded anew before a vCPU runs again.  That takes the page away for a moment: where
+ *    another vCPU runs just then, the test starts over as it does for the pages below;
  *  - what a test sees through addr_gpa2hva(), which is not accessible.  Nobody can say
  *    what the guest's page has.  A test that looks there starts over, with that page
  *    shared from the beginning: a test finds out by itself what it must share.
@@ -43,8 +44,9 @@ void private_mode_region_delete(struct userspace_mem_region *region);
 /* Pages that the allocator hands out are the host's to fill until a vCPU runs */
 void private_mode_pages_alloc(struct kvm_vm *vm, uint64_t gpa, uint64_t nr_pages);
 
-/* Before a vCPU runs */
+/* Before and after a vCPU runs; errno stays as it is */
 void private_mode_run(struct kvm_vm *vm);
+void private_mode_ran(struct kvm_vm *vm);
 
 /*
  * From a VM's release to its restart the library keeps its memory, which only a guest
@@ -72,6 +74,7 @@ static inline void private_mode_region_delete(struct userspace_mem_region *regio
 static inline void private_mode_pages_alloc(struct kvm_vm *vm, uint64_t gpa,
 					    uint64_t nr_pages) { }
 static inline void private_mode_run(struct kvm_vm *vm) { }
+static inline void private_mode_ran(struct kvm_vm *vm) { }
 static inline void private_mode_release(struct kvm_vm *vm) { }
 static inline void private_mode_restart_region(struct kvm_vm *vm,
 					       struct userspace_mem_region *region) { }

@@ -37,7 +37,7 @@ enum page_state {
 	PAGE_LOADED,	/* private */
 	PAGE_STALE,	/* private, the library's copy is newer */
 	PAGE_REOPENED,	/* private, allocated since: the host's to fill again */
-	PAGE_SHARED,	/* a test looks at it */
+	PAGE_SHARED,	/* a test looks at it, or it is new or changes while a vCPU runs */
 };
 
 struct private_region {
@@ -54,15 +54,20 @@ struct private_vm {
 	struct private_vm *next;
 	bool pending;		/* something is to be loaded */
 	bool loaded;		/* and has been before */
+	int nr_running;		/* how many vCPUs are in KVM_RUN */
 };
 
-static struct private_vm *vms;
+/*
+ * Tests call from many threads.  The lock protects the list of VMs, what is above of
+ * each, the states of all pages, and the counts.  It is not held while a vCPU runs.
+ */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct private_vm *vms;
 static uint64_t nr_vms, nr_private, nr_shared;
 static char **main_argv;
 static pid_t main_pid;
 
-/* Guest physical addresses, in the order in which the test was seen to look there */
+/* Guest physical addresses, in the order in which it was seen that they must be shared */
 static uint64_t shared_gpas[MAX_SHARED];
 static int nr_shared_gpas;
 
@@ -175,8 +180,7 @@ static void report(int status, void *unused)
 		fprintf(stream, "private: %lu shared: %lu vms: %lu\n", nr_private, nr_shared,
 			nr_vms);
 		for (i = 0; i < nr_shared_gpas; i++)
-			fprintf(stream, "shared, because the test looks there: 0x%lx\n",
-				shared_gpas[i]);
+			fprintf(stream, "shared: 0x%lx\n", shared_gpas[i]);
 		if (stream != stderr)
 			fclose(stream);
 	}
@@ -186,11 +190,8 @@ static void report(int status, void *unused)
 	}
 }
 
-/*
- * The test looks at a page of which only the guest knows what it has.  Start over, with
- * that page shared.
- */
-static void start_over(uint64_t gpa)
+/* A page cannot be private, as @why says.  Start over, with that page shared. */
+static void start_over(uint64_t gpa, const char *why)
 {
 	static char list[MAX_SHARED * 20];
 	struct itimerval never = { };
@@ -205,7 +206,7 @@ static void start_over(uint64_t gpa)
 	for (i = 0; i < nr_shared_gpas; i++)
 		n += snprintf(list + n, sizeof(list) - n, "0x%lx,", shared_gpas[i]);
 	setenv(SHARED_ENV, list, 1);
-	fprintf(stderr, "private: the test looks at 0x%lx, and starts over\n", gpa);
+	fprintf(stderr, "private: %s 0x%lx, and starts over\n", why, gpa);
 
 	/* As it was when the test began, as far as that matters. */
 	setitimer(ITIMER_REAL, &never, NULL);
@@ -229,7 +230,8 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 			if (!region->private ||
 			    offset >= region->private->nr_pages * PAGE_SIZE)
 				continue;
-			start_over(page_gpa(region, offset / PAGE_SIZE));
+			/* Only the guest knows what the page has. */
+			start_over(page_gpa(region, offset / PAGE_SIZE), "the test looks at");
 		}
 	}
 	/* A fault like any other: have it again. */
@@ -267,18 +269,19 @@ static bool mode_is_on(void)
 void private_mode_vm_init(struct kvm_vm *vm)
 {
 	/* A test that chooses a type knows what it does. */
-	if (vm->type || !mode_is_on())
+	if (vm->type)
 		return;
 
-	vm->type = KVM_X86_SW_PROTECTED_VM;
-	vm->private = calloc(1, sizeof(*vm->private));
-	TEST_ASSERT(vm->private, "Insufficient Memory");
-	vm->private->vm = vm;
-
 	pthread_mutex_lock(&lock);
-	nr_vms++;
-	vm->private->next = vms;
-	vms = vm->private;
+	if (mode_is_on()) {
+		vm->type = KVM_X86_SW_PROTECTED_VM;
+		vm->private = calloc(1, sizeof(*vm->private));
+		TEST_ASSERT(vm->private, "Insufficient Memory");
+		vm->private->vm = vm;
+		vm->private->next = vms;
+		vms = vm->private;
+		nr_vms++;
+	}
 	pthread_mutex_unlock(&lock);
 }
 
@@ -302,6 +305,7 @@ void private_mode_region_add(struct kvm_vm *vm, struct userspace_mem_region *reg
 	size_t size = region->region.memory_size;
 	uint64_t nr_pages = size / PAGE_SIZE;
 	struct private_region *p;
+	bool stays_shared;
 	uint64_t page = 0;
 	void *mem;
 
@@ -313,10 +317,15 @@ void private_mode_region_add(struct kvm_vm *vm, struct userspace_mem_region *reg
 	 */
 	while (page < nr_pages && is_listed(page_gpa(region, page)))
 		page++;
-	if (region->region.flags || !anonymous || page == nr_pages) {
+	pthread_mutex_lock(&lock);
+	stays_shared = region->region.flags || !anonymous || page == nr_pages;
+	if (stays_shared)
 		nr_shared += nr_pages;
+	else
+		vm->private->pending = true;
+	pthread_mutex_unlock(&lock);
+	if (stays_shared)
 		return;
-	}
 
 	p = calloc(1, sizeof(*p) + nr_pages);
 	TEST_ASSERT(p, "Insufficient Memory");
@@ -333,7 +342,6 @@ void private_mode_region_add(struct kvm_vm *vm, struct userspace_mem_region *reg
 	region->region.userspace_addr = (uintptr_t)p->half;
 	region->region.flags |= KVM_MEM_GUEST_MEMFD;
 	region->guest_memfd = vm_create_guest_memfd(vm, size, 0);
-	vm->private->pending = true;
 }
 
 void private_mode_region_delete(struct userspace_mem_region *region)
@@ -364,6 +372,7 @@ void private_mode_pages_alloc(struct kvm_vm *vm, uint64_t gpa, uint64_t nr_pages
 	if (!vm->private)
 		return;
 
+	pthread_mutex_lock(&lock);
 	hash_for_each(vm->regions.slot_hash, ctr, region, slot_node) {
 		page = (gpa - region->region.guest_phys_addr) / PAGE_SIZE;
 		if (!region->private || gpa < region->region.guest_phys_addr ||
@@ -379,6 +388,7 @@ void private_mode_pages_alloc(struct kvm_vm *vm, uint64_t gpa, uint64_t nr_pages
 			vm->private->pending = true;
 		}
 	}
+	pthread_mutex_unlock(&lock);
 }
 
 void *private_mode_hva(struct userspace_mem_region *region, uint64_t gpa)
@@ -393,11 +403,15 @@ void private_mode_wrote(struct kvm_vm *vm, struct userspace_mem_region *region, 
 {
 	uint64_t page = (gpa - region->region.guest_phys_addr) / PAGE_SIZE;
 
-	if (!region->private || region->private->state[page] != PAGE_LOADED)
+	if (!region->private)
 		return;
 
-	region->private->state[page] = PAGE_STALE;
-	vm->private->pending = true;
+	pthread_mutex_lock(&lock);
+	if (region->private->state[page] == PAGE_LOADED) {
+		region->private->state[page] = PAGE_STALE;
+		vm->private->pending = true;
+	}
+	pthread_mutex_unlock(&lock);
 }
 
 /* What is zero stays a hole of the file. */
@@ -464,14 +478,31 @@ static void make_private(struct kvm_vm *vm, struct userspace_mem_region *region,
 	vm_mem_set_private(vm, page_gpa(region, page), nr_pages * PAGE_SIZE);
 }
 
+/*
+ * There is no way to change a page of the file but to punch it and write another one,
+ * and in between a vCPU would meet an empty page table.  What the allocator has handed
+ * out since, no vCPU knows of yet.
+ */
+static void assert_not_in_use(struct kvm_vm *vm, uint64_t gpa)
+{
+	if (!vm->private->nr_running)
+		return;
+
+	start_over(gpa, "beside a running vCPU the library changes");
+	TEST_FAIL("Expected at most %d pages that cannot be private, 0x%lx is one more",
+		  MAX_SHARED, gpa);
+}
+
 static void load_region(struct kvm_vm *vm, struct userspace_mem_region *region)
 {
 	struct private_region *p = region->private;
 	uint64_t page, end;
 	uint8_t state;
 
+	/* A region that comes while a vCPU runs may be in use already. */
 	for (page = 0; page < p->nr_pages; page++) {
-		if (p->state[page] == PAGE_OPEN && is_listed(page_gpa(region, page)))
+		if (p->state[page] == PAGE_OPEN &&
+		    (vm->private->nr_running || is_listed(page_gpa(region, page))))
 			p->state[page] = PAGE_SHARED;
 	}
 
@@ -482,6 +513,8 @@ static void load_region(struct kvm_vm *vm, struct userspace_mem_region *region)
 		if (state == PAGE_LOADED || state == PAGE_SHARED)
 			continue;
 
+		if (state == PAGE_STALE)
+			assert_not_in_use(vm, page_gpa(region, page));
 		if (state == PAGE_OPEN)
 			make_private(vm, region, page, end - page);
 		else
@@ -493,23 +526,40 @@ static void load_region(struct kvm_vm *vm, struct userspace_mem_region *region)
 	}
 }
 
-void private_mode_run(struct kvm_vm *vm)
+static void load_pending(struct kvm_vm *vm)
 {
 	struct userspace_mem_region *region;
 	int ctr;
 
-	if (!vm->private || !READ_ONCE(vm->private->pending))
+	if (!vm->private->pending)
+		return;
+
+	hash_for_each(vm->regions.slot_hash, ctr, region, slot_node) {
+		if (region->private)
+			load_region(vm, region);
+	}
+	vm->private->loaded = true;
+	vm->private->pending = false;
+}
+
+void private_mode_run(struct kvm_vm *vm)
+{
+	if (!vm->private)
 		return;
 
 	pthread_mutex_lock(&lock);
-	if (vm->private->pending) {
-		hash_for_each(vm->regions.slot_hash, ctr, region, slot_node) {
-			if (region->private)
-				load_region(vm, region);
-		}
-		vm->private->loaded = true;
-		WRITE_ONCE(vm->private->pending, false);
-	}
+	load_pending(vm);
+	vm->private->nr_running++;
+	pthread_mutex_unlock(&lock);
+}
+
+void private_mode_ran(struct kvm_vm *vm)
+{
+	if (!vm->private)
+		return;
+
+	pthread_mutex_lock(&lock);
+	vm->private->nr_running--;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -587,8 +637,10 @@ void private_mode_release(struct kvm_vm *vm)
 		return;
 
 	/* Where a vCPU has run, there are no pages that are neither the host's nor the guest's. */
+	pthread_mutex_lock(&lock);
 	if (vm->private->loaded)
-		private_mode_run(vm);
+		load_pending(vm);
+	pthread_mutex_unlock(&lock);
 
 	mem = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	TEST_ASSERT(mem != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));

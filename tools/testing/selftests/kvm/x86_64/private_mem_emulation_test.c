@@ -1489,22 +1489,9 @@ TEST_EMULATION(failed_emulation)
 		    self->private ? "not in" : "in");
 }
 
-static int forced_emulation_before;
-static pid_t main_pid;
-
-/* Failing cases exit too, and leave the parameter to those that follow. */
-static void restore_forced_emulation(void)
-{
-	if (getpid() == main_pid)
-		forced_emulation_set(forced_emulation_before);
-}
-
 int main(int argc, char **argv)
 {
-	main_pid = getpid();
-	forced_emulation_before = forced_emulation_set(1);
-	TEST_ASSERT(forced_emulation_before >= 0, "KVM has no forced emulation");
-	atexit(restore_forced_emulation);
+	TEST_ASSERT(forced_emulation_set(1) >= 0, "KVM has no forced emulation");
 
 	return test_harness_run(argc, argv);
 }

@@ -981,7 +981,21 @@ void memory_unfragment(struct fragments *f)
 		close(f->memfd);
 }
 
-/* Returns the former value, or -1 where KVM cannot be told to emulate. */
+static int forced_emulation_before;
+static pid_t forced_emulation_pid;
+
+static void restore_forced_emulation(void)
+{
+	if (getpid() == forced_emulation_pid)
+		forced_emulation_set(forced_emulation_before);
+}
+
+/*
+ * However the process that does this first ends by itself, the parameter is again what
+ * it was; where cases of their own processes fail, those that follow still find it.
+ *
+ * Returns the former value, or -1 where KVM cannot be told to emulate.
+ */
 int forced_emulation_set(int val)
 {
 	char buf[16] = "";
@@ -993,6 +1007,11 @@ int forced_emulation_set(int val)
 
 	TEST_ASSERT(read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read " FORCED_EMULATION_PARAM);
 	len = snprintf(NULL, 0, "%d", val);
+	if (forced_emulation_pid != getpid()) {
+		forced_emulation_pid = getpid();
+		forced_emulation_before = atoi(buf);
+		atexit(restore_forced_emulation);
+	}
 	TEST_ASSERT(dprintf(fd, "%d", val) == len, "Cannot write " FORCED_EMULATION_PARAM);
 	close(fd);
 

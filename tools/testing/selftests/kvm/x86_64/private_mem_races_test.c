@@ -947,15 +947,20 @@ FIXTURE_TEARDOWN(races)
 	kvm_vm_free(self->t.vm);
 }
 
-/* A host without two pages of 2 MiB, after all that was tried, has nothing to show. */
-#define test_create_huge(t, guest) do {						\
-	(t)->huge = true;							\
-	test_create(t, guest, false, true);					\
-	self->skipped = (t)->nr_huge < NR_BLOCKS;				\
-	if (self->skipped)							\
-		SKIP(return, "The host gave %d of %d huge pages, in %d tries for each",	\
-		     (t)->nr_huge, NR_BLOCKS, HUGE_TRIES);			\
-} while (0)
+/* Returns why there is nothing to be seen, if the host has no huge pages after all that. */
+static const char *test_create_huge(struct test *t, void *guest)
+{
+	static char why[80];
+
+	t->huge = true;
+	test_create(t, guest, false, true);
+	if (t->nr_huge == NR_BLOCKS)
+		return NULL;
+
+	snprintf(why, sizeof(why), "The host gave %d of %d huge pages, in %d tries for each",
+		 t->nr_huge, NR_BLOCKS, HUGE_TRIES);
+	return why;
+}
 
 /* Has all vCPUs see a block that is private as a whole, and has a huge page. */
 static void expect_huge(struct test *t)
@@ -1018,7 +1023,11 @@ TEST_F_TIMEOUT(races, convert_in_private_block, RACES_TIMEOUT)
 /* The block is mapped huge whenever the page is private. */
 TEST_F_TIMEOUT(races, convert_in_huge_block, RACES_TIMEOUT)
 {
-	test_create_huge(&self->t, guest_reader);
+	const char *why = test_create_huge(&self->t, guest_reader);
+
+	self->skipped = why;
+	if (why)
+		SKIP(return, "%s", why);
 	convert(&self->t, true);
 }
 
@@ -1073,8 +1082,11 @@ TEST_F_TIMEOUT(races, slot_deletion_of_huge_blocks, RACES_TIMEOUT)
 {
 	struct test *t = &self->t;
 	struct rounds rounds = {};
+	const char *why = test_create_huge(t, guest_reader);
 
-	test_create_huge(t, guest_reader);
+	self->skipped = why;
+	if (why)
+		SKIP(return, "%s", why);
 	t->may_fault = true;
 	test_start(t);
 
@@ -1132,6 +1144,14 @@ static void punch_and_check(struct test *t, unsigned long round)
 	for (j = 0; j < 64 * PAGE_SIZE; j++)
 		TEST_ASSERT(!p[j], "The guest wrote to a page that it had no more");
 	munmap(p, 64 * PAGE_SIZE);
+}
+
+static void remap_page(struct test *t, int fd, off_t offset)
+{
+	void *page = t->shared + PAGE * PAGE_SIZE;
+
+	TEST_ASSERT(mmap(page, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+			 offset) == page, __KVM_SYSCALL_ERROR("mmap()", -1));
 }
 
 static void fill_shared(struct test *t, uint64_t nr)
@@ -1211,7 +1231,11 @@ TEST_F_TIMEOUT(races, writes_in_private_block, RACES_TIMEOUT)
 
 TEST_F_TIMEOUT(races, writes_in_huge_block, RACES_TIMEOUT)
 {
-	test_create_huge(&self->t, guest_writer);
+	const char *why = test_create_huge(&self->t, guest_writer);
+
+	self->skipped = why;
+	if (why)
+		SKIP(return, "%s", why);
 	check_writes(&self->t, BY_GUEST);
 }
 
@@ -1626,6 +1650,43 @@ TEST_KVM_IF(reads_io_map, svm_missing(), .guest = guest_kvm_io_map,
 	    .prepare = prepare_io_map, .fill = fill_map)
 TEST_KVM_IF(walks_npt, svm_missing(), .guest = guest_kvm_npt, .prepare = prepare_npt,
 	    .fill = fill_entries)
+
+/*
+ * The shared half is what userspace_addr maps, also when another page takes the place
+ * there of the one that KVM has at hand.  Two such changes in a row meet KVM while it
+ * looks up the page that the first one brings.
+ */
+TEST_F_TIMEOUT(races, kvm_writes_remapped, RACES_TIMEOUT)
+{
+	struct rounds rounds = { .ms = kvm_duration_ms };
+	struct test *t = &self->t;
+	uint64_t *pages, *page;
+	int fd, i;
+
+	fd = kvm_memfd_alloc(2 * PAGE_SIZE, false);
+	pages = mmap(NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	TEST_ASSERT(pages != MAP_FAILED, __KVM_SYSCALL_ERROR("mmap()", -1));
+
+	test_create(t, guest_kvm_steal_time, 0, false);
+	remap_page(t, fd, 0);
+	test_start(t);
+	while (next_round(&rounds)) {
+		remap_page(t, fd, PAGE_SIZE);
+		usleep(rounds.nr % 16 * 20);
+		remap_page(t, fd, 0);
+
+		/* As for a conversion: what was under way ends, and then there is none. */
+		wait_for_vcpus(t);
+		page = pages + PAGE_SIZE / 8;
+		fill_page(page, contents(rounds.nr));
+		wait_for_vcpus(t);
+		for (i = 0; i < PAGE_SIZE / 8; i++)
+			TEST_ASSERT(page[i] == contents(rounds.nr),
+				    "Expected 0x%lx at 0x%lx of a page that is mapped no longer, found 0x%lx",
+				    contents(rounds.nr), i * 8ul, page[i]);
+	}
+	test_stop(t);
+}
 
 /* Guests convert pages side by side. */
 TEST_F_TIMEOUT(races, converters_side_by_side, RACES_TIMEOUT)

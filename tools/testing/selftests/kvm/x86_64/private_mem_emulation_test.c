@@ -8,8 +8,11 @@
  * looked there: other instructions, other data, and page tables that translate
  * the same addresses to other pages.  No half but the guest's may change.
  *
- * All cases run in ordinary memory too, which shows that it is the memory they
- * test and not the emulator.
+ * All cases of that kind run in ordinary memory too, which shows that it is the
+ * memory they test and not the emulator.
+ *
+ * Then the same accesses to private memory that is not there, or that KVM must not
+ * access: they fail, and leave both halves alone.
  */
 #define _GNU_SOURCE
 #include <linux/falloc.h>
@@ -46,6 +49,7 @@ enum { C0, C1, C2, C3, D0, D1, D2, D3, STACK, NR_PAGES };
 
 struct guest {
 	bool private;
+	bool inaccessible;	/* or just a page of it is, which KVM must not access */
 	struct kvm_vm *vm;
 	struct kvm_vcpu *vcpu;
 	struct kvm_regs regs;
@@ -65,6 +69,12 @@ struct guest {
 	uint8_t in[512];
 	int in_len;
 	int nr_halts;
+
+	/* Where the code is that accesses what is out of reach. */
+	uint64_t start;
+
+	/* To come back from another mode. */
+	struct kvm_sregs sregs;
 };
 
 static uint64_t page_gva(int page)
@@ -124,17 +134,19 @@ static void stage_u64(struct guest *self, uint64_t gva, uint64_t val)
 #define stage_decoy(name, gva)	\
 	stage(self->decoy, gva, code_##name, code_##name##_end - code_##name)
 
-static void guest_create(struct guest *self, bool private)
+static void guest_create(struct guest *self, uint32_t type, bool private)
 {
 	struct kvm_vm *vm;
 	struct desc64 *desc;
 	int i;
 
+	/* The rest of a case that did not end by itself. */
+	set_private_mem_inaccessible(false);
+
 	self->private = private;
 
 	/* Without an irqchip, HLT exits. */
-	vm = ____vm_create(VM_SHAPE(self->private ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM),
-			   1024);
+	vm = ____vm_create(VM_SHAPE(type), 1024);
 	kvm_vm_elf_load(vm, program_invocation_name);
 	self->vm = vm;
 	self->vcpu = vm_vcpu_add(vm, 0, NULL);
@@ -416,7 +428,9 @@ FIXTURE_VARIANT_ADD(emulation, private_memory) {
 
 FIXTURE_SETUP(emulation)
 {
-	guest_create(&self->guest, variant->private);
+	guest_create(&self->guest,
+		     variant->private ? KVM_X86_SW_PROTECTED_VM : KVM_X86_DEFAULT_VM,
+		     variant->private);
 }
 
 FIXTURE_TEARDOWN(emulation)
@@ -431,7 +445,7 @@ FIXTURE(private_emulation) {
 
 FIXTURE_SETUP(private_emulation)
 {
-	guest_create(&self->guest, true);
+	guest_create(&self->guest, KVM_X86_SW_PROTECTED_VM, true);
 }
 
 FIXTURE_TEARDOWN(private_emulation)
@@ -893,6 +907,8 @@ TEST_PRIVATE_EMULATION(allocates_for_write)
  * Instructions that a processor does by itself, forced through the emulator.
  */
 
+#define PREFIX_SIZE	5
+
 DEFINE_GUEST_CODE(load, FORCED_EMULATION "mov (%rdi), %rax; mov %rax, %r8");
 DEFINE_GUEST_CODE(store, FORCED_EMULATION "mov %rcx, (%rdi)");
 DEFINE_GUEST_CODE(add, FORCED_EMULATION "add %rcx, (%rdi)");
@@ -1115,65 +1131,181 @@ TEST_EMULATION(forced_access_sets_dirty)
 }
 
 /*
- * What KVM wants to read or write is private and not there: the VMM is told,
- * and when it has brought the memory the instruction is executed again.
+ * What KVM wants to read or write is private and out of reach: the VMM is told, and
+ * when that has changed the instruction is executed again.  Either the page is not
+ * there, or KVM must not access it, as for types of VMs whose memory the host cannot
+ * read.  KVM could not even fetch an instruction of a guest that is all private then,
+ * so the rest of that one is shared.
  */
 
-#define MISSING_SLOT	(SLOT + 1)
+FIXTURE(fault) {
+	struct guest guest;
+};
 
-static void expect_fault(struct guest *self, uint64_t start)
+FIXTURE_VARIANT(fault) {
+	bool inaccessible;
+};
+
+FIXTURE_VARIANT_ADD(fault, missing) {
+	.inaccessible = false,
+};
+
+FIXTURE_VARIANT_ADD(fault, inaccessible) {
+	.inaccessible = true,
+};
+
+/* There is no other way out of a setup: a case that returns from it is run. */
+#define SETUP_SKIP(...)	SKIP(_exit(255), __VA_ARGS__)
+#define NO_SWITCH	"the kernel has no switch for it"
+
+FIXTURE_SETUP(fault)
 {
+	if (variant->inaccessible && !set_private_mem_inaccessible(false))
+		SETUP_SKIP(NO_SWITCH);
+
+	guest_create(&self->guest, KVM_X86_SW_PROTECTED_VM, !variant->inaccessible);
+	self->guest.inaccessible = variant->inaccessible;
+}
+
+FIXTURE_TEARDOWN(fault)
+{
+	guest_free(&self->guest);
+}
+
+#define TEST_FAULT(name)	TEST_F_MEMBER(fault, name, guest, EMULATION_TIMEOUT)
+
+/* A private page with a memslot of its own, and its shared half. */
+struct target {
+	uint64_t gva;
+	uint64_t gpa;
+	uint64_t page[PAGE_SIZE / 8];	/* begins with what is not zero */
+	uint8_t *shared;
+};
+
+#define TARGET_SLOT	(SLOT + 1)
+
+/* Nothing of either half may be in what the VMM sees of the vCPU. */
+static void expect_untold(struct guest *self, struct target *target)
+{
+	static const uint32_t other = OTHER_HALF * 0x01010101;
+	void *run = self->vcpu->run;
+	size_t size = (KVM_PIO_PAGE_OFFSET + 1) * PAGE_SIZE;
+
+	TEST_ASSERT(!memmem(run, size, target->page, 4),
+		    "Expected nothing of the private page in kvm_run");
+	TEST_ASSERT(!memmem(run, size, &other, sizeof(other)),
+		    "Expected nothing of the wrong half in kvm_run");
+}
+
+static void expect_fault(struct guest *self, struct target *target)
+{
+	bool prefix = (self->start & PAGE_MASK) != target->gva;
 	struct kvm_regs before = self->regs, after;
+	struct kvm_sregs was, is;
 	int ret;
 
-	exec_until_fault(self, start, MMIO_GPA);
+	vcpu_sregs_get(self->vcpu, &was);
+	exec_until_fault(self, self->start, target->gpa);
 
 	/* The prefix or CLD is behind it, and nothing else has happened. */
 	vcpu_regs_get(self->vcpu, &after);
-	TEST_ASSERT(after.rip > start && after.rip <= start + 5,
+	TEST_ASSERT(after.rip >= self->start + prefix && after.rip <= self->start + 5,
 		    "Expected RIP not to go beyond the first instruction, is 0x%llx", after.rip);
 	before.rip = after.rip;
 	ret = memcmp(&before, &after, sizeof(before));
 	TEST_ASSERT(!ret, "Expected registers as before the fault, RSP is 0x%llx, RCX is 0x%llx",
 		    after.rsp, after.rcx);
+	vcpu_sregs_get(self->vcpu, &is);
+	TEST_ASSERT(is.gdt.base == was.gdt.base && is.fs.selector == was.fs.selector,
+		    "Expected GDTR 0x%llx and FS 0x%x as before the fault, got 0x%llx and 0x%x",
+		    was.gdt.base, was.fs.selector, is.gdt.base, is.fs.selector);
 	TEST_ASSERT(!self->out_len, "The guest put out %d bytes of what is not there",
 		    self->out_len);
+	expect_untold(self, target);
 }
 
-/* The code at start needs the page at MMIO_GPA, which begins with val. */
-static void check_fault_at(struct guest *self, uint64_t start, uint64_t val)
+static void target_create(struct guest *self, struct target *target, const void *data, int len)
 {
-	uint8_t *shared = shared_mem_alloc(PAGE_SIZE), page[PAGE_SIZE] = {};
-	int fd;
+	memcpy(target->page, data, len);
+	target->shared = shared_mem_alloc(PAGE_SIZE);
+	memset(target->shared, OTHER_HALF, PAGE_SIZE);
 
 	commit(self);
-	vm_mem_set_private(self->vm, MMIO_GPA, PAGE_SIZE);
+	vm_mem_set_private(self->vm, target->gpa, PAGE_SIZE);
+}
 
-	/* Neither a memslot nor a file, and so no MMIO either. */
-	expect_fault(self, start);
+static void target_bind(struct guest *self, struct target *target)
+{
+	int fd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
 
-	/* A memslot without a file: the shared half is not what is wanted. */
-	memset(shared, OTHER_HALF, PAGE_SIZE);
-	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, PAGE_SIZE, shared);
-	expect_fault(self, start);
-	vm_set_user_memory_region(self->vm, MISSING_SLOT, 0, MMIO_GPA, 0, shared);
+	guest_memfd_write(fd, target->page, PAGE_SIZE, 0);
+	vm_set_user_memory_region2(self->vm, TARGET_SLOT, KVM_MEM_GUEST_MEMFD, target->gpa,
+				   PAGE_SIZE, target->shared, fd, 0);
+}
 
-	fd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
-	memcpy(page, &val, sizeof(val));
-	guest_memfd_write(fd, page, PAGE_SIZE, 0);
-	vm_set_user_memory_region2(self->vm, MISSING_SLOT, KVM_MEM_GUEST_MEMFD, MMIO_GPA,
-				   PAGE_SIZE, shared, fd, 0);
+/* KVM must not access the page, which the guest sees as it was. */
+static void check_inaccessible(struct guest *self, struct target *target,
+			       void (*in_vain)(struct guest *self, struct target *target))
+{
+	struct kvm_regs regs;
+	int i;
+
+	set_private_mem_inaccessible(true);
+	in_vain(self, target);
+
+	vcpu_regs_get(self->vcpu, &regs);
+	for (i = 0; target->page[i]; i++)
+		expect_u64(self, target->gva + i * 8, target->page[i]);
+	vcpu_check(self->vcpu, target->gva + i * 8, 0, PAGE_SIZE - i * 8);
+	vcpu_regs_set(self->vcpu, &regs);
+	set_private_mem_inaccessible(false);
+}
+
+static void expect_shared_unchanged(struct target *target)
+{
+	int i;
+
+	for (i = 0; i < PAGE_SIZE; i++)
+		TEST_ASSERT(target->shared[i] == OTHER_HALF, "KVM changed the shared half");
+}
+
+/* The code at start needs the page at MMIO_GPA, which begins with data. */
+static void check_fault_at(struct guest *self, uint64_t start, const void *data, int len)
+{
+	struct target target = {
+		.gva = MMIO_GVA,
+		.gpa = MMIO_GPA,
+	};
+
+	self->start = start;
+	target_create(self, &target, data, len);
+	if (!self->inaccessible) {
+		/* Neither a memslot nor a file, and so no MMIO either. */
+		expect_fault(self, &target);
+
+		/* A memslot without a file: the shared half is not what is wanted. */
+		vm_set_user_memory_region(self->vm, TARGET_SLOT, 0, MMIO_GPA, PAGE_SIZE,
+					  target.shared);
+		expect_fault(self, &target);
+		vm_set_user_memory_region(self->vm, TARGET_SLOT, 0, MMIO_GPA, 0,
+					  target.shared);
+	}
+
+	target_bind(self, &target);
+	if (self->inaccessible)
+		check_inaccessible(self, &target, expect_fault);
 	run(self, 0);
-	for (val = 0; val < PAGE_SIZE; val++)
-		TEST_ASSERT(shared[val] == OTHER_HALF, "KVM changed the shared half");
+	expect_shared_unchanged(&target);
 }
 
 static void check_fault(struct guest *self)
 {
-	check_fault_at(self, CODE_GVA, value(1));
+	const uint64_t val = value(1);
+
+	check_fault_at(self, CODE_GVA, &val, sizeof(val));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_load)
+TEST_FAULT(load)
 {
 	stage_code(load, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
@@ -1181,7 +1313,7 @@ TEST_PRIVATE_EMULATION(fault_of_load)
 	expect_reg(self->regs.r8, value(1));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_store)
+TEST_FAULT(store)
 {
 	stage_code(store, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
@@ -1190,7 +1322,7 @@ TEST_PRIVATE_EMULATION(fault_of_store)
 	expect_u64(self, MMIO_GVA, value(2));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_read_modify_write)
+TEST_FAULT(read_modify_write)
 {
 	stage_code(add, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
@@ -1199,7 +1331,52 @@ TEST_PRIVATE_EMULATION(fault_of_read_modify_write)
 	expect_u64(self, MMIO_GVA, value(1) + 5);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_lock_xadd)
+/* Begins in D0 and ends in what is out of reach: nothing of it may happen twice. */
+static void check_fault_across(struct guest *self)
+{
+	const uint64_t val = value(1);
+
+	virt_pg_map(self->vm, MMIO_GVA - PAGE_SIZE, page_gpa(D0));
+	stage(self->page, page_gva(D1) - 4, &val, 4);
+	self->regs.rdi = MMIO_GVA - 4;
+	self->regs.rcx = 5;
+	check_fault_at(self, CODE_GVA, (uint8_t *)&val + 4, 4);
+	expect_u64(self, MMIO_GVA - 4, val + 5);
+}
+
+TEST_FAULT(read_modify_write_across_pages)
+{
+	stage_code(add, CODE_GVA);
+	check_fault_across(self);
+}
+
+TEST_FAULT(lock_xadd_across_pages)
+{
+	stage_code(lock_xadd, CODE_GVA);
+	check_fault_across(self);
+	expect_reg(self->regs.rcx, value(1));
+}
+
+TEST_FAULT(xchg)
+{
+	stage_code(xchg, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = value(2);
+	check_fault(self);
+	expect_reg(self->regs.rcx, value(1));
+	expect_u64(self, MMIO_GVA, value(2));
+}
+
+TEST_FAULT(lock_or)
+{
+	stage_code(lock_or, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rcx = 0x80;
+	check_fault(self);
+	expect_u64(self, MMIO_GVA, value(1) | 0x80);
+}
+
+TEST_FAULT(lock_xadd)
 {
 	stage_code(lock_xadd, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
@@ -1209,7 +1386,47 @@ TEST_PRIVATE_EMULATION(fault_of_lock_xadd)
 	expect_u64(self, MMIO_GVA, value(1) + 5);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_push)
+static void set_cmpxchg_regs(struct guest *self)
+{
+	self->regs.rdi = MMIO_GVA;
+	self->regs.rax = value(1);
+	self->regs.rdx = value(1) >> 32;
+	self->regs.rbx = value(2);
+	self->regs.rcx = value(2);
+	self->regs.r8 = 2;
+}
+
+/* It neither succeeds nor fails. */
+TEST_FAULT(lock_cmpxchg)
+{
+	stage_code(lock_cmpxchg, CODE_GVA);
+	set_cmpxchg_regs(self);
+	check_fault(self);
+	expect_reg(self->regs.r8, 1);
+	expect_u64(self, MMIO_GVA, value(2));
+}
+
+TEST_FAULT(lock_cmpxchg8b)
+{
+	uint64_t new = (uint32_t)value(2);
+
+	stage_code(lock_cmpxchg8b, CODE_GVA);
+	set_cmpxchg_regs(self);
+	check_fault(self);
+	expect_reg(self->regs.r8, 1);
+	expect_u64(self, MMIO_GVA, new << 32 | new);
+}
+
+TEST_FAULT(pop)
+{
+	stage_code(pop, CODE_GVA);
+	self->regs.rsp = MMIO_GVA;
+	check_fault(self);
+	expect_reg(self->regs.rsp, MMIO_GVA + 8);
+	expect_reg(self->regs.rcx, value(1));
+}
+
+TEST_FAULT(push)
 {
 	stage_code(push, CODE_GVA);
 	self->regs.rsp = MMIO_GVA + 8;
@@ -1219,7 +1436,7 @@ TEST_PRIVATE_EMULATION(fault_of_push)
 	expect_u64(self, MMIO_GVA, value(2));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_string_out)
+TEST_FAULT(string_out)
 {
 	stage_code(outsl, CODE_GVA);
 	self->regs.rsi = MMIO_GVA;
@@ -1228,7 +1445,7 @@ TEST_PRIVATE_EMULATION(fault_of_string_out)
 }
 
 /* The device is asked again by each try, and the last answer counts. */
-TEST_PRIVATE_EMULATION(fault_of_string_in)
+TEST_FAULT(string_in)
 {
 	stage_code(insl, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
@@ -1238,12 +1455,56 @@ TEST_PRIVATE_EMULATION(fault_of_string_in)
 	expect_u64(self, MMIO_GVA, input_u64(self, self->in_len - 8));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_store_gdtr)
+TEST_FAULT(store_gdtr)
 {
 	stage_code(sgdt, CODE_GVA);
 	self->regs.rdi = MMIO_GVA;
 	check_fault(self);
 	expect_u64(self, MMIO_GVA + 2, self->vm->gdt);
+}
+
+TEST_FAULT(load_gdtr)
+{
+	const uint64_t base = value(1) >> 20;	/* a canonical address */
+	uint64_t gdtr[2] = { 0xffff | base << 16, base >> 48 };
+	struct kvm_sregs sregs;
+
+	stage_code(lgdt, CODE_GVA);
+	self->regs.rdi = MMIO_GVA;
+	check_fault_at(self, CODE_GVA, gdtr, sizeof(gdtr));
+	vcpu_sregs_get(self->vcpu, &sregs);
+	expect_reg(sregs.gdt.base, base);
+}
+
+/* The descriptor is the first word of the page. */
+TEST_FAULT(load_segment)
+{
+	struct kvm_sregs sregs;
+	uint64_t desc;
+
+	memcpy(&desc, addr_gva2hva(self->vm, self->vm->gdt) + TEST_SELECTOR, sizeof(desc));
+	vcpu_sregs_get(self->vcpu, &sregs);
+	sregs.gdt.base = MMIO_GVA - TEST_SELECTOR;
+	vcpu_sregs_set(self->vcpu, &sregs);
+
+	stage_code(load_fs, CODE_GVA);
+	self->regs.rcx = TEST_SELECTOR;
+	check_fault_at(self, CODE_GVA, &desc, sizeof(desc));
+	vcpu_sregs_get(self->vcpu, &sregs);
+	expect_reg(sregs.fs.base, TEST_BASE);
+	expect_u64(self, MMIO_GVA, desc | 1ull << 40);
+}
+
+/* The prefix is the end of C1, the instruction the beginning of what is out of reach. */
+TEST_FAULT(fetch)
+{
+	virt_pg_map(self->vm, MMIO_GVA - PAGE_SIZE, page_gpa(C1));
+	stage(self->page, page_gva(C2) - PREFIX_SIZE, code_load, PREFIX_SIZE);
+	stage_u64(self, page_gva(D1), value(1));
+	self->regs.rdi = page_gva(D1);
+	check_fault_at(self, MMIO_GVA - PREFIX_SIZE, code_load + PREFIX_SIZE,
+		       code_load_end - code_load - PREFIX_SIZE);
+	expect_reg(self->regs.r8, value(1));
 }
 
 /*
@@ -1256,13 +1517,15 @@ TEST_PRIVATE_EMULATION(fault_of_store_gdtr)
 /* Moves the page table of WALK_GVA to MMIO_GPA, to translate WALK_GVA to D0. */
 static void check_walk_fault(struct guest *self, uint64_t start)
 {
+	const uint64_t pte = WALK_PTE;
+
 	virt_pg_map(self->vm, WALK_GVA, page_gpa(D0));
 	*vm_page_table_entry(self->vm, WALK_GVA, PG_LEVEL_2M) = MMIO_GPA | PTE_PRESENT_MASK |
 						     PTE_WRITABLE_MASK;
-	check_fault_at(self, start, WALK_PTE);
+	check_fault_at(self, start, &pte, sizeof(pte));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_load)
+TEST_FAULT(walk_for_load)
 {
 	stage_u64(self, page_gva(D0), value(1));
 	stage_code(load, CODE_GVA);
@@ -1272,7 +1535,7 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_load)
 	expect_u64(self, MMIO_GVA, WALK_PTE | PTE_ACCESSED_MASK);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_store)
+TEST_FAULT(walk_for_store)
 {
 	stage_code(store, CODE_GVA);
 	self->regs.rdi = WALK_GVA;
@@ -1282,7 +1545,17 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_store)
 	expect_u64(self, MMIO_GVA, WALK_PTE | PTE_ACCESSED_MASK | PTE_DIRTY_MASK);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_lock_xadd)
+TEST_FAULT(walk_for_read_modify_write)
+{
+	stage_u64(self, page_gva(D0), value(1));
+	stage_code(add, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	self->regs.rcx = 5;
+	check_walk_fault(self, CODE_GVA);
+	expect_u64(self, page_gva(D0), value(1) + 5);
+}
+
+TEST_FAULT(walk_for_lock_xadd)
 {
 	stage_u64(self, page_gva(D0), value(1));
 	stage_code(lock_xadd, CODE_GVA);
@@ -1293,7 +1566,7 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_lock_xadd)
 	expect_u64(self, page_gva(D0), value(1) + 5);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_string_out)
+TEST_FAULT(walk_for_string_out)
 {
 	stage_u64(self, page_gva(D0), value(1));
 	stage_code(outsl, CODE_GVA);
@@ -1302,7 +1575,15 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_string_out)
 	expect_output_u64(self, value(1));
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_load_gdtr)
+TEST_FAULT(walk_for_string_in)
+{
+	stage_code(insl, CODE_GVA);
+	self->regs.rdi = WALK_GVA;
+	check_walk_fault(self, CODE_GVA);
+	expect_u64(self, page_gva(D0), input_u64(self, self->in_len - 8));
+}
+
+TEST_FAULT(walk_for_load_gdtr)
 {
 	struct kvm_sregs sregs;
 
@@ -1314,7 +1595,7 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_load_gdtr)
 	expect_reg(sregs.gdt.base, value(1) >> 20);
 }
 
-TEST_PRIVATE_EMULATION(fault_of_walk_for_store_gdtr)
+TEST_FAULT(walk_for_store_gdtr)
 {
 	stage_code(sgdt, CODE_GVA);
 	self->regs.rdi = WALK_GVA;
@@ -1323,17 +1604,15 @@ TEST_PRIVATE_EMULATION(fault_of_walk_for_store_gdtr)
 }
 
 /* The prefix is the end of C1, and the instruction the beginning of D0. */
-TEST_PRIVATE_EMULATION(fault_of_walk_for_fetch)
+TEST_FAULT(walk_for_fetch)
 {
-	const int prefix = 5;
-
 	virt_pg_map(self->vm, WALK_GVA - PAGE_SIZE, page_gpa(C1));
-	stage(self->page, page_gva(C2) - prefix, code_load, prefix);
-	stage(self->page, page_gva(D0), code_load + prefix,
-	      code_load_end - code_load - prefix);
+	stage(self->page, page_gva(C2) - PREFIX_SIZE, code_load, PREFIX_SIZE);
+	stage(self->page, page_gva(D0), code_load + PREFIX_SIZE,
+	      code_load_end - code_load - PREFIX_SIZE);
 	stage_u64(self, page_gva(D1), value(1));
 	self->regs.rdi = page_gva(D1);
-	check_walk_fault(self, WALK_GVA - prefix);
+	check_walk_fault(self, WALK_GVA - PREFIX_SIZE);
 	expect_reg(self->regs.r8, value(1));
 }
 
@@ -1354,51 +1633,379 @@ static void l1_code(struct svm_test_data *svm)
 	guest_call(vmcb->control.exit_code, vmcb->control.exit_info_2, 0, 0);
 }
 
-/* Nested page tables are walked by KVM alone. */
-TEST(fault_of_nested_walk)
+/* An instruction that KVM does not emulate writes to the nested page table. */
+static void l1_write(uint64_t gva)
+{
+	asm volatile("fld1; fsts (%0)" : : "r" (gva) : "memory");
+}
+
+#define FLOAT_ONE	0x3f800000
+
+#define NESTED_TABLES	3
+#define NESTED_SIZE	(NESTED_TABLES * PAGE_SIZE)
+
+/* A hypervisor in shared memory, with its nested page tables in private memory. */
+struct nested {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	uint64_t stack;
+	uint8_t *shared;
+	int fd;
+	uint64_t table[NESTED_TABLES][PAGE_SIZE / 8];
+};
+
+static void nested_create(struct nested *self)
 {
 	const uint64_t flags = PTE_PRESENT_MASK | PTE_WRITABLE_MASK | PTE_USER_MASK;
-	uint8_t *shared = shared_mem_alloc(3 * PAGE_SIZE);
-	static uint64_t table[3][PAGE_SIZE / 8];
-	struct guest_call call = {};
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
+	struct kvm_regs regs;
 	vm_vaddr_t svm;
-	int fd, i, ret;
+	int i;
 
-	if (!kvm_cpu_has(X86_FEATURE_SVM))
-		SKIP(return, "KVM has no nested SVM");
+	set_private_mem_inaccessible(false);
 
-	vm = private_mem_vm_create(1, 0, l1_code, &vcpu);
-	vcpu_alloc_svm(vm, &svm);
-	vcpu_args_set(vcpu, 1, svm);
-
-	vm_set_user_memory_region(vm, SLOT, 0, GPA, 3 * PAGE_SIZE, shared);
-	vm_mem_set_private(vm, GPA, 3 * PAGE_SIZE);
-	for (i = 0; i < 2; i++) {
-		ret = _vcpu_run(vcpu);
-		vcpu_assert_private_fault(vcpu, ret, errno, GPA);
-	}
-	vm_set_user_memory_region(vm, SLOT, 0, GPA, 0, shared);
+	self->vm = private_mem_vm_create(1, 0, l1_code, &self->vcpu);
+	vcpu_alloc_svm(self->vm, &svm);
+	vcpu_args_set(self->vcpu, 1, svm);
+	vcpu_regs_get(self->vcpu, &regs);
+	self->stack = regs.rsp;
+	virt_map(self->vm, GPA, GPA, NESTED_SIZE / PAGE_SIZE);
 
 	/* The first GiB, one to one. */
-	table[0][0] = (GPA + PAGE_SIZE) | flags;
-	table[1][0] = (GPA + 2 * PAGE_SIZE) | flags;
-	for (i = 0; i < ARRAY_SIZE(table[2]); i++)
-		table[2][i] = (uint64_t)i << PG_LEVEL_SHIFT(PG_LEVEL_2M) | flags | PTE_LARGE_MASK;
-	fd = vm_create_guest_memfd(vm, sizeof(table), 0);
-	guest_memfd_write(fd, table, sizeof(table), 0);
-	vm_set_user_memory_region2(vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, sizeof(table), shared, fd,
-				   0);
+	self->table[0][0] = (GPA + PAGE_SIZE) | flags;
+	self->table[1][0] = (GPA + 2 * PAGE_SIZE) | flags;
+	for (i = 0; i < ARRAY_SIZE(self->table[2]); i++)
+		self->table[2][i] = (uint64_t)i << PG_LEVEL_SHIFT(PG_LEVEL_2M) | flags |
+				    PTE_LARGE_MASK;
+	self->fd = vm_create_guest_memfd(self->vm, NESTED_SIZE, 0);
+	guest_memfd_write(self->fd, self->table, NESTED_SIZE, 0);
 
-	vcpu_run(vcpu);
-	TEST_ASSERT(vcpu_get_guest_call(vcpu, &call) && call.nr == SVM_EXIT_VMMCALL,
+	self->shared = shared_mem_alloc(NESTED_SIZE);
+	memset(self->shared, OTHER_HALF, NESTED_SIZE);
+	vm_mem_set_private(self->vm, GPA, NESTED_SIZE);
+}
+
+static void nested_bind(struct nested *self)
+{
+	vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, NESTED_SIZE,
+				   self->shared, self->fd, 0);
+}
+
+static void nested_expect_l2_ran(struct nested *self)
+{
+	struct guest_call call = {};
+
+	vcpu_run(self->vcpu);
+	TEST_ASSERT(vcpu_get_guest_call(self->vcpu, &call) && call.nr == SVM_EXIT_VMMCALL,
 		    "Expected exit VMMCALL of L2, got 0x%lx, address 0x%lx", call.nr,
 		    call.args[0]);
+	vcpu_run_complete_io(self->vcpu);
+}
 
-	close(fd);
-	kvm_vm_free(vm);
-	munmap(shared, 3 * PAGE_SIZE);
+/* The start of the first table, and an entry in it that is not used. */
+static void nested_expect_table(struct nested *self, uint64_t first, uint64_t unused)
+{
+	uint64_t seen[2] = {
+		vcpu_read_u64(self->vcpu, GPA),
+		vcpu_read_u64(self->vcpu, GPA + PAGE_SIZE - 8),
+	};
+
+	TEST_ASSERT(seen[0] == first && seen[1] == unused,
+		    "Expected 0x%lx and 0x%lx in the nested page table, found 0x%lx and 0x%lx",
+		    first, unused, seen[0], seen[1]);
+}
+
+static void nested_free(struct nested *self)
+{
+	int i;
+
+	for (i = 0; i < NESTED_SIZE; i++)
+		TEST_ASSERT(self->shared[i] == OTHER_HALF, "KVM changed the shared half");
+	close(self->fd);
+	kvm_vm_free(self->vm);
+	munmap(self->shared, NESTED_SIZE);
+}
+
+static void nested_expect_fault_twice(struct nested *self)
+{
+	int i, ret;
+
+	for (i = 0; i < 2; i++) {
+		ret = _vcpu_run(self->vcpu);
+		vcpu_assert_private_fault(self->vcpu, ret, errno, GPA);
+	}
+}
+
+FIXTURE(nested_fault) {
+	struct nested nested;
+};
+
+FIXTURE_SETUP(nested_fault)
+{
+	if (!kvm_cpu_has(X86_FEATURE_SVM))
+		SETUP_SKIP("KVM has no nested SVM");
+	nested_create(&self->nested);
+}
+
+FIXTURE_TEARDOWN(nested_fault)
+{
+	nested_free(&self->nested);
+}
+
+#define TEST_NESTED_FAULT(name)	TEST_F_MEMBER(nested_fault, name, nested, EMULATION_TIMEOUT)
+
+/* Nested page tables are walked by KVM alone. */
+TEST_NESTED_FAULT(walk_missing)
+{
+	vm_set_user_memory_region(self->vm, SLOT, 0, GPA, NESTED_SIZE, self->shared);
+	nested_expect_fault_twice(self);
+	vm_set_user_memory_region(self->vm, SLOT, 0, GPA, 0, self->shared);
+	nested_bind(self);
+	nested_expect_l2_ran(self);
+}
+
+TEST_F_TIMEOUT(nested_fault, walk_inaccessible, EMULATION_TIMEOUT)
+{
+	struct nested *nested = &self->nested;
+
+	if (!set_private_mem_inaccessible(true))
+		SKIP(return, NO_SWITCH);
+	nested_bind(nested);
+	nested_expect_fault_twice(nested);
+	set_private_mem_inaccessible(false);
+	nested_expect_l2_ran(nested);
+	nested_expect_table(nested, nested->table[0][0] | PTE_ACCESSED_MASK, 0);
+}
+
+static void expect_emulation_failure(struct kvm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	int ret = _vcpu_run(vcpu);
+
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+		    run->emulation_failure.suberror == KVM_INTERNAL_ERROR_EMULATION,
+		    "Expected the emulation to fail, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+}
+
+/* An instruction that KVM can neither emulate nor give back to the guest. */
+TEST_F_TIMEOUT(nested_fault, write_inaccessible, EMULATION_TIMEOUT)
+{
+	struct nested *nested = &self->nested;
+	struct kvm_vcpu *vcpu = nested->vcpu;
+	struct kvm_vcpu_events events;
+	struct kvm_regs regs;
+	uint64_t first;
+
+	nested_bind(nested);
+	nested_expect_l2_ran(nested);
+	if (!set_private_mem_inaccessible(true))
+		SKIP(return, NO_SWITCH);
+
+	first = nested->table[0][0] | PTE_ACCESSED_MASK;
+	vcpu_call_set(vcpu, nested->stack, l1_write, GPA + PAGE_SIZE - 8, 0, 0);
+	expect_emulation_failure(vcpu);
+
+	/* Not the exception that the guest would get. */
+	vcpu_events_get(vcpu, &events);
+	memset(&events.exception, 0, sizeof(events.exception));
+	vcpu_events_set(vcpu, &events);
+	vcpu_regs_get(vcpu, &regs);
+	nested_expect_table(nested, first, 0);
+
+	set_private_mem_inaccessible(false);
+	vcpu_regs_set(vcpu, &regs);
+	TEST_ASSERT(!vcpu_access_run(vcpu) && vcpu_is_guest_call(vcpu),
+		    "Expected the guest to go on, exit: %u (%s)", vcpu->run->exit_reason,
+		    exit_reason_str(vcpu->run->exit_reason));
+	nested_expect_table(nested, first, FLOAT_ONE);
+}
+
+/*
+ * What ends another way where KVM must not access a page.
+ */
+
+FIXTURE(inaccessible) {
+	struct guest guest;
+};
+
+FIXTURE_SETUP(inaccessible)
+{
+	if (!set_private_mem_inaccessible(false))
+		SETUP_SKIP(NO_SWITCH);
+
+	guest_create(&self->guest, KVM_X86_SW_PROTECTED_VM, false);
+	self->guest.inaccessible = true;
+}
+
+FIXTURE_TEARDOWN(inaccessible)
+{
+	guest_free(&self->guest);
+}
+
+#define TEST_INACCESSIBLE(name)	TEST_F_MEMBER(inaccessible, name, guest, EMULATION_TIMEOUT)
+
+/* All of the code is out of reach, and KVM writes nothing into it. */
+TEST_INACCESSIBLE(patch_hypercall)
+{
+	const uint8_t *code = is_amd_cpu() ? code_skip_vmcall : code_skip_vmmcall;
+	const uint8_t *end = is_amd_cpu() ? code_skip_vmcall_end : code_skip_vmmcall_end;
+
+	self->regs.rax = 0x7fff;
+	check_fault_at(self, MMIO_GVA + 5, code, end - code);
+	expect_reg(self->regs.rax, -KVM_ENOSYS);
+	expect_reg(self->regs.r8, 3);
+}
+
+static void expect_failed_skip(struct guest *self, struct target *target)
+{
+	self->regs.rip = self->start;
+	vcpu_regs_set(self->vcpu, &self->regs);
+	expect_emulation_failure(self->vcpu);
+	expect_untold(self, target);
+}
+
+/* It has been executed by then, and cannot start again. */
+TEST_F_TIMEOUT(inaccessible, skip, EMULATION_TIMEOUT)
+{
+	struct guest *guest = &self->guest;
+	struct target target = {
+		.gva = MMIO_GVA,
+		.gpa = MMIO_GPA,
+	};
+
+	if (!is_amd_cpu() || kvm_cpu_has(X86_FEATURE_NRIPS))
+		SKIP(return, "the processor says where the next instruction is");
+
+	guest->start = MMIO_GVA;
+	target_create(guest, &target, code_skip_cpuid,
+		      code_skip_cpuid_end - code_skip_cpuid);
+	target_bind(guest, &target);
+	check_inaccessible(guest, &target, expect_failed_skip);
+	exec(guest, guest->start);
+	expect_reg(guest->regs.r8, 3);
+	expect_shared_unchanged(&target);
+}
+
+/* SMBASE has 32 bits, and so has CR3 with PAE paging. */
+#define LOW_GPA		0xc0000000ull
+#define LOW_GVA		(MMIO_GVA + PAGE_SIZE)
+
+/* The state of the vCPU is in the last page of these, which the target takes. */
+#define SMRAM_SLOT	(TARGET_SLOT + 1)
+#define SMRAM_SIZE	0x10000
+#define SMBASE		(LOW_GPA + PAGE_SIZE - SMRAM_SIZE)
+#define SMM_HANDLER	0x8000
+
+TEST_INACCESSIBLE(rsm)
+{
+	static const uint8_t handler[] = {
+		0xba, GUEST_CALL_PORT & 0xff, GUEST_CALL_PORT >> 8,	/* mov $port, %dx */
+		0xee,							/* outb %al, %dx */
+		0x0f, 0xaa,						/* rsm */
+	};
+	struct target target = {
+		.gva = LOW_GVA,
+		.gpa = LOW_GPA,
+	};
+	int i, ret;
+
+	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
+	vm_userspace_mem_region_add(self->vm, VM_MEM_SRC_ANONYMOUS, SMBASE, SMRAM_SLOT,
+				    SMRAM_SIZE / PAGE_SIZE - 1, 0);
+	memcpy(addr_gpa2hva(self->vm, SMBASE + SMM_HANDLER), handler, sizeof(handler));
+	stage_code(nothing, CODE_GVA);
+	target_create(self, &target, "", 0);
+	target_bind(self, &target);
+	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, SMBASE);
+
+	vcpu_ioctl(self->vcpu, KVM_SMI, NULL);
+	exec(self, CODE_GVA);
+	expect_reg(self->regs.rip, SMM_HANDLER + 4);
+
+	set_private_mem_inaccessible(true);
+	for (i = 0; i < 2; i++) {
+		ret = _vcpu_run(self->vcpu);
+		vcpu_assert_private_fault(self->vcpu, ret, errno, LOW_GPA);
+	}
+	set_private_mem_inaccessible(false);
+
+	run(self, 0);
+	TEST_ASSERT((self->regs.rip & PAGE_MASK) == CODE_GVA,
+		    "Expected RSM to go back to 0x%llx, RIP is 0x%llx", CODE_GVA,
+		    self->regs.rip);
+	expect_shared_unchanged(&target);
+}
+
+DEFINE_GUEST_CODE(load_eax, FORCED_EMULATION "mov (%rdi), %eax");
+
+/* A page fault that finds no IDT. */
+static void expect_no_pdptrs(struct guest *self, struct target *target)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int ret;
+
+	vcpu_regs_set(self->vcpu, &self->regs);
+	ret = _vcpu_run(self->vcpu);
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_SHUTDOWN,
+		    "Expected exit SHUTDOWN, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	expect_untold(self, target);
+
+	vcpu_sregs_set(self->vcpu, &self->sregs);
+}
+
+/* Those that KVM has read before are no substitute, the guest may have others now. */
+TEST_INACCESSIBLE(pdptrs)
+{
+	struct target target = {
+		.gva = LOW_GVA,
+		.gpa = LOW_GPA,
+	};
+	struct kvm_sregs pae;
+	struct kvm_regs regs;
+	uint64_t pdpte, *pd;
+	int i;
+
+	self->start = vm_alloc_page_table(self->vm);
+	memcpy(addr_gpa2hva(self->vm, self->start), code_load_eax,
+	       code_load_eax_end - code_load_eax);
+
+	/* The first GiB, one to one. */
+	pdpte = vm_alloc_page_table(self->vm) | PTE_PRESENT_MASK;
+	pd = addr_gpa2hva(self->vm, pdpte & PAGE_MASK);
+	for (i = 0; i < PAGE_SIZE / 8; i++)
+		pd[i] = (uint64_t)i << PG_LEVEL_SHIFT(PG_LEVEL_2M) | PTE_PRESENT_MASK |
+			PTE_WRITABLE_MASK | PTE_LARGE_MASK;
+	virt_pg_map(self->vm, LOW_GVA, LOW_GPA);
+	target_create(self, &target, &pdpte, sizeof(pdpte));
+	target_bind(self, &target);
+
+	vcpu_sregs_get(self->vcpu, &self->sregs);
+	pae = self->sregs;
+	pae.cr3 = LOW_GPA;
+	pae.efer &= ~(EFER_LME | EFER_LMA);
+	pae.cs.l = 0;
+	pae.cs.db = 1;
+
+	self->regs.rip = self->start;
+	self->regs.rdi = self->start;
+	regs = self->regs;
+	vcpu_sregs_set(self->vcpu, &pae);
+	exec(self, self->start);
+
+	/* QEMU's processor marks the entry as accessed, where that bit is reserved. */
+	vcpu_sregs_set(self->vcpu, &self->sregs);
+	target.page[0] = vcpu_read_u64(self->vcpu, LOW_GVA);
+
+	self->regs = regs;
+	vcpu_sregs_set(self->vcpu, &pae);
+	check_inaccessible(self, &target, expect_no_pdptrs);
+
+	vcpu_write_u64(self->vcpu, LOW_GVA, pdpte);
+	self->regs = regs;
+	vcpu_sregs_set(self->vcpu, &pae);
+	exec(self, self->start);
+	expect_shared_unchanged(&target);
 }
 
 /*
@@ -1406,23 +2013,41 @@ TEST(fault_of_nested_walk)
  * anything: it chooses the registers.
  */
 
+static void expect_no_translation(struct guest *self, uint64_t gva)
+{
+	struct kvm_translation tr = { .linear_address = gva };
+	int ret = __vcpu_ioctl(self->vcpu, KVM_TRANSLATE, &tr);
+
+	TEST_ASSERT(ret == -1 && errno == EINVAL,
+		    "Expected EINVAL from KVM_TRANSLATE, rc: %i errno: %i", ret, errno);
+	TEST_ASSERT(!tr.physical_address, "KVM_TRANSLATE failed, and told of 0x%llx",
+		    tr.physical_address);
+}
+
 TEST_EMULATION(translate)
 {
 	struct kvm_translation tr = { .linear_address = page_gva(D0) + 0x123 };
 	int ret;
 
 	commit(self);
-	ret = __vcpu_ioctl(self->vcpu, KVM_TRANSLATE, &tr);
 	if (self->private) {
-		TEST_ASSERT(ret == -1 && errno == EINVAL,
-			    "Expected EINVAL from KVM_TRANSLATE, rc: %i errno: %i", ret, errno);
-		TEST_ASSERT(!tr.physical_address, "KVM_TRANSLATE failed, and told of 0x%llx",
-			    tr.physical_address);
+		expect_no_translation(self, tr.linear_address);
 	} else {
+		ret = __vcpu_ioctl(self->vcpu, KVM_TRANSLATE, &tr);
 		TEST_ASSERT(!ret && tr.valid && tr.physical_address == page_gpa(D0) + 0x123,
 			    "Expected 0x%lx from KVM_TRANSLATE, rc: %i errno: %i valid: %u address: 0x%llx",
 			    page_gpa(D0) + 0x123, ret, errno, tr.valid, tr.physical_address);
 	}
+}
+
+/* Even of an address whose page table KVM must not read. */
+TEST_F_TIMEOUT(private_emulation, translate_inaccessible, EMULATION_TIMEOUT)
+{
+	commit(&self->guest);
+	if (!set_private_mem_inaccessible(true))
+		SKIP(return, NO_SWITCH);
+	expect_no_translation(&self->guest, page_gva(D0));
+	set_private_mem_inaccessible(false);
 }
 
 /* With PAE paging, CR3 makes KVM read four words from wherever it points. */
@@ -1465,7 +2090,6 @@ TEST_EMULATION(failed_emulation)
 {
 	struct kvm_run *run = self->vcpu->run;
 	bool told;
-	int ret;
 
 	stage_code(flds, CODE_GVA);
 	commit(self);
@@ -1473,11 +2097,7 @@ TEST_EMULATION(failed_emulation)
 	self->regs.rip = CODE_GVA;
 	self->regs.rdi = MMIO_GVA - 0x12345678;
 	vcpu_regs_set(self->vcpu, &self->regs);
-	ret = _vcpu_run(self->vcpu);
-	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
-		    run->emulation_failure.suberror == KVM_INTERNAL_ERROR_EMULATION,
-		    "Expected the emulation to fail, rc: %i errno: %i exit: %u (%s)", ret, errno,
-		    run->exit_reason, exit_reason_str(run->exit_reason));
+	expect_emulation_failure(self->vcpu);
 
 	told = run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES;
 	TEST_ASSERT(told == !self->private, "Expected the exit %s the instruction, flags 0x%llx",

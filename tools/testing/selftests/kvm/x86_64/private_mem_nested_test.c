@@ -18,15 +18,30 @@
 #include "svm_util.h"
 #include "vmx.h"
 
-#define GPA		PRIVATE_MEM_GPA
+/* Below 4 GiB, for system management mode. */
+#define GPA		0x40000000ull
 #define NR_PAGES	32
+#define NR_PLAIN	64
+#define PLAIN_SLOT	(PRIVATE_MEM_SLOT + 1)
 
-/* The pages of the memslot. */
+/*
+ * The pages of the memslot.  It starts with what SMM saves: the handler, 7 pages before
+ * that, is in another one.
+ */
 enum {
-	VMCB, MSRPM, MSRPM_1, IOPM, IOPM_1, IOPM_2, HSAVE,
+	SMM_STATE, VMCB, MSRPM, MSRPM_1, IOPM, IOPM_1, IOPM_2, HSAVE,
 	NPT_PML4, NPT_PDPT, NPT_PDPT_LOW, NPT_PD, NPT_PT,
 	OTHER_PDPT, OTHER_PD, OTHER_PT,
 	DATA, OTHER, SCRATCH,
+	GROUP = NR_PAGES - 8,	/* 8 pages, aligned: KVM looks at their PTEs together */
+};
+
+/* Those before it, in a memslot without a file.  What is not named is for SMRAM. */
+enum {
+	PLAIN_COPY = -NR_PLAIN,
+	PLAIN_VMCB = PLAIN_COPY + NR_PAGES,
+	PLAIN_HSAVE,
+	PLAIN_SMM_STATE = -9,
 };
 
 #define PAGE_GPA(page)	(GPA + (page) * PAGE_SIZE)
@@ -42,10 +57,10 @@ enum {
 #define L2_PORT		0x60
 #define SMM_PORT	0x61
 
-#define SMRAM_GPA	0x1000000ull
-#define SMRAM_SIZE	65536
-#define SMRAM_SLOT	(PRIVATE_MEM_SLOT + 1)
+/* Where SMM starts, from SMBASE, and the page of what it saves: the last 512 bytes. */
 #define SMM_HANDLER	0x8000
+#define SMM_SAVED	0xf000
+#define SMM_SAVED_RIP	0xf78	/* in that page */
 
 #define VMCB_SECRET	0x736563726574ull
 
@@ -66,6 +81,8 @@ DEFINE_CODE(l1_vmrun, "vmrun %rax; stgi;" L1_CALL);
 DEFINE_CODE(l1_vmload, "vmload %rax;" L1_CALL);
 DEFINE_CODE(l1_vmsave, "vmsave %rax;" L1_CALL);
 DEFINE_CODE(l1_wrong, MOV_EAX(WRONG) L1_CALL);
+DEFINE_CODE(l1_stop, OUT(L2_PORT) L1_CALL);
+DEFINE_CODE(l1_copy, "cld; rep movsq;" L1_CALL);
 
 DEFINE_CODE(l2_right, MOV_EAX(RIGHT) "vmmcall");
 DEFINE_CODE(l2_wrong, MOV_EAX(WRONG) "vmmcall");
@@ -74,12 +91,28 @@ DEFINE_CODE(l2_write, "mov %rsi, (%rdi); vmmcall");
 DEFINE_CODE(l2_call, OUT(L2_PORT) MOV_EAX(RIGHT) "vmmcall");
 DEFINE_CODE(l2_msrs, RDMSR(MSR_CSTAR) RDMSR(MSR_LSTAR) "vmmcall");
 DEFINE_CODE(l2_ports, OUT(L2_PORT) OUT(SMM_PORT) "vmmcall");
+DEFINE_CODE(l2_msr, OUT(L2_PORT) RDMSR(MSR_IA32_APICBASE) MOV_EAX(RIGHT) "vmmcall");
 DEFINE_CODE(l2_ud, OUT(L2_PORT) "ud2");
+DEFINE_CODE(l2_read_write, "mov (%rdi), %rax;" OUT(L2_PORT)
+	    "movl $" __stringify(WRONG) ", (%rdi);" MOV_EAX(RIGHT) "vmmcall");
+
+struct nested;
+
+/* How private memory gets out of KVM's reach, and back. */
+struct way {
+	void (*lose)(struct nested *self);
+	void (*regain)(struct nested *self);
+};
 
 struct nested {
 	struct private_mem mem;
 	struct kvm_vcpu *vcpu;
+	struct kvm_vcpu *eye;	/* looks at private memory, whatever the other does */
+	struct way way;
+	int vmcb;		/* the page of L1's VMCB */
+	uint8_t *plain;
 	uint8_t *before;	/* what the shared half had */
+	uint8_t *private;	/* and the private one, when it got out of reach */
 };
 
 /* An L2 that is like L1, but runs @rip, and the permission maps of the memslot. */
@@ -100,22 +133,40 @@ static void stage(struct nested *self, int page, const void *private, const void
 	memcpy(self->before + page * PAGE_SIZE, shared, PAGE_SIZE);
 }
 
-static void stage_vmcb(struct nested *self, struct vmcb *private)
+static void *plain_page(struct nested *self, int page)
+{
+	return self->plain + (page + NR_PLAIN) * PAGE_SIZE;
+}
+
+static void stage_vmcb(struct nested *self, struct vmcb *vmcb)
 {
 	static uint8_t wrong[4096];
 
+	if (self->vmcb != VMCB) {
+		memcpy(plain_page(self, self->vmcb), vmcb, PAGE_SIZE);
+		return;
+	}
 	l2_vmcb_init(self, wrong, l2_wrong);
-	stage(self, VMCB, private, wrong);
+	stage(self, VMCB, vmcb, wrong);
 }
 
 static void nested_setup(struct nested *self)
 {
 	struct kvm_sregs sregs;
 
-	private_mem_create(&self->mem, GPA, NR_PAGES * PAGE_SIZE, 0);
+	/* The rest of a case that did not end by itself. */
+	set_private_mem_inaccessible(false);
+
+	private_mem_create(&self->mem, GPA, NR_PAGES * PAGE_SIZE, 2 * NR_PLAIN);
+	vm_userspace_mem_region_add(self->mem.vm, VM_MEM_SRC_ANONYMOUS, PAGE_GPA(-NR_PLAIN),
+				    PLAIN_SLOT, NR_PLAIN, 0);
+	virt_map(self->mem.vm, PAGE_GPA(-NR_PLAIN), PAGE_GPA(-NR_PLAIN), NR_PLAIN);
+	self->plain = addr_gpa2hva(self->mem.vm, PAGE_GPA(-NR_PLAIN));
 	self->vcpu = self->mem.vcpu;
+	self->vmcb = VMCB;
 	self->before = malloc(self->mem.size);
-	TEST_ASSERT(self->before, "Insufficient memory");
+	self->private = malloc(self->mem.size);
+	TEST_ASSERT(self->before && self->private, "Insufficient memory");
 	memset(self->mem.shared, OTHER_HALF, self->mem.size);
 	memset(self->before, OTHER_HALF, self->mem.size);
 
@@ -128,6 +179,15 @@ static void nested_setup(struct nested *self)
 	vcpu_set_msr(self->vcpu, MSR_VM_HSAVE_PA, PAGE_GPA(HSAVE));
 }
 
+static void nested_free(struct nested *self)
+{
+	set_private_mem_inaccessible(false);
+	free(self->before);
+	free(self->private);
+	if (self->mem.vm)
+		private_mem_free(&self->mem);
+}
+
 static void l1_set(struct nested *self, char *insn)
 {
 	struct kvm_regs regs;
@@ -135,7 +195,7 @@ static void l1_set(struct nested *self, char *insn)
 	vcpu_regs_get(self->vcpu, &regs);
 	regs.rip = (uintptr_t)insn;
 	regs.rflags = X86_EFLAGS_FIXED;
-	regs.rax = PAGE_GPA(VMCB);
+	regs.rax = PAGE_GPA(self->vmcb);
 	regs.rdx = GUEST_CALL_PORT;
 	regs.rdi = PAGE_GPA(DATA);
 	regs.rsi = RIGHT;
@@ -150,7 +210,7 @@ static void expect_l1_call(struct nested *self, int ret)
 	TEST_ASSERT(!ret && vcpu_is_guest_call(self->vcpu),
 		    "Expected a call by L1, rc: %i errno: %i exit: %u (%s)", ret, errno,
 		    run->exit_reason, exit_reason_str(run->exit_reason));
-	TEST_ASSERT(vcpu_access_result(self->vcpu) == PAGE_GPA(VMCB),
+	TEST_ASSERT(vcpu_access_result(self->vcpu) == PAGE_GPA(self->vmcb),
 		    "Expected L1 to go on behind its instruction, RAX is 0x%lx",
 		    vcpu_access_result(self->vcpu));
 }
@@ -169,29 +229,30 @@ static void *l1_thread(void *arg)
 	return NULL;
 }
 
-static bool is_l2_call(struct nested *self, int ret, int port)
+/* Has the guest stop in the middle of its code, in the hands of the test. */
+static void run_to_port(struct nested *self, int port)
 {
 	struct kvm_run *run = self->vcpu->run;
+	int ret = _vcpu_run(self->vcpu);
 
-	return !ret && run->exit_reason == KVM_EXIT_IO && run->io.port == port;
-}
-
-static void expect_l2_call(struct nested *self, int ret, int port)
-{
-	struct kvm_run *run = self->vcpu->run;
-
-	TEST_ASSERT(is_l2_call(self, ret, port),
-		    "Expected L2 at port 0x%x, rc: %i errno: %i exit: %u (%s) port 0x%x", port,
-		    ret, errno, run->exit_reason, exit_reason_str(run->exit_reason),
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_IO && run->io.port == port,
+		    "Expected the guest at port 0x%x, rc: %i errno: %i exit: %u (%s) port 0x%x",
+		    port, ret, errno, run->exit_reason, exit_reason_str(run->exit_reason),
 		    run->exit_reason == KVM_EXIT_IO ? run->io.port : 0);
+	vcpu_run_complete_io(self->vcpu);
 }
 
-/* Has L2 stop in the middle of its code, in the hands of the test. */
 static void l2_run_to_call(struct nested *self)
 {
 	l1_set(self, l1_vmrun);
-	expect_l2_call(self, _vcpu_run(self->vcpu), L2_PORT);
-	vcpu_run_complete_io(self->vcpu);
+	run_to_port(self, L2_PORT);
+}
+
+static void start_l2(struct nested *self, struct vmcb *vmcb, char *rip)
+{
+	vmcb->save.rip = (uintptr_t)rip;
+	stage_vmcb(self, vmcb);
+	l2_run_to_call(self);
 }
 
 static uint64_t read_page(struct nested *self, int page, int offset)
@@ -201,7 +262,7 @@ static uint64_t read_page(struct nested *self, int page, int offset)
 
 static void expect_exit_code(struct nested *self, uint64_t code)
 {
-	uint64_t seen = read_page(self, VMCB, OFF(control.exit_code));
+	uint64_t seen = read_page(self, self->vmcb, OFF(control.exit_code));
 
 	TEST_ASSERT(seen == code, "Expected L1 to see exit 0x%lx in its VMCB, got 0x%lx",
 		    code, seen);
@@ -209,7 +270,7 @@ static void expect_exit_code(struct nested *self, uint64_t code)
 
 static void expect_rax(struct nested *self, uint64_t rax)
 {
-	uint64_t seen = read_page(self, VMCB, OFF(save.rax));
+	uint64_t seen = read_page(self, self->vmcb, OFF(save.rax));
 
 	TEST_ASSERT(seen == rax, "Expected 0x%lx in RAX of L1's VMCB, got 0x%lx", rax, seen);
 }
@@ -243,23 +304,23 @@ FIXTURE_SETUP(svm)
 
 FIXTURE_TEARDOWN(svm)
 {
-	free(self->nested.before);
-	if (self->nested.mem.vm)
-		private_mem_free(&self->nested.mem);
+	nested_free(&self->nested);
 }
 
-#define TEST_SVM(name)							\
-static void test_svm_##name(struct nested *self, struct vmcb *vmcb);	\
-TEST_F_TIMEOUT(svm, name, 120)						\
+#define TEST_NESTED(fixture, name, timeout)				\
+static void fixture##_test_##name(struct nested *self, struct vmcb *vmcb); \
+TEST_F_TIMEOUT(fixture, name, timeout)					\
 {									\
 	static uint8_t page[4096];					\
 									\
 	if (!kvm_cpu_has(X86_FEATURE_SVM))				\
 		SKIP(return, "No SVM");					\
 	l2_vmcb_init(&self->nested, page, l2_right);			\
-	test_svm_##name(&self->nested, (struct vmcb *)page);		\
+	fixture##_test_##name(&self->nested, (struct vmcb *)page);	\
 }									\
-static void test_svm_##name(struct nested *self, struct vmcb *vmcb)
+static void fixture##_test_##name(struct nested *self, struct vmcb *vmcb)
+
+#define TEST_SVM(name)		TEST_NESTED(svm, name, 120)
 
 TEST_SVM(vmcb)
 {
@@ -313,10 +374,20 @@ TEST_SVM(msr_permission_map)
 	expect_shared_untouched(self);
 }
 
+static void expect_ioio(struct nested *self, int port)
+{
+	uint64_t info;
+
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, SVM_EXIT_IOIO);
+	info = read_page(self, self->vmcb, OFF(control.exit_info_1));
+	TEST_ASSERT((info >> 16 & 0xffff) == port,
+		    "Expected an exit of L2 for port 0x%x, EXITINFO1 is 0x%lx", port, info);
+}
+
 TEST_SVM(io_permission_map)
 {
 	static uint8_t right[4096], wrong[4096], none[4096];
-	uint64_t info;
 
 	right[SMM_PORT / 8] |= BIT(SMM_PORT % 8);
 	wrong[L2_PORT / 8] |= BIT(L2_PORT % 8);
@@ -325,16 +396,10 @@ TEST_SVM(io_permission_map)
 	stage(self, IOPM_2, none, none);
 
 	vmcb->control.intercept |= BIT_ULL(INTERCEPT_IOIO_PROT);
-	vmcb->save.rip = (uintptr_t)l2_ports;
-	stage_vmcb(self, vmcb);
 
 	/* One port is not L1's business, the other is. */
-	l2_run_to_call(self);
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	expect_exit_code(self, SVM_EXIT_IOIO);
-	info = read_page(self, VMCB, OFF(control.exit_info_1));
-	TEST_ASSERT((info >> 16 & 0xffff) == SMM_PORT,
-		    "Expected an exit of L2 for port 0x%x, EXITINFO1 is 0x%lx", SMM_PORT, info);
+	start_l2(self, vmcb, l2_ports);
+	expect_ioio(self, SMM_PORT);
 	expect_shared_untouched(self);
 }
 
@@ -348,7 +413,7 @@ TEST_SVM(io_permission_map)
 
 #define NPT_TO(page)	(PAGE_GPA(page) | NPT_ENTRY)
 
-/* The entry of each level that leads to the page DATA: the memslot starts at 4 GiB. */
+/* The entry of each level that leads to the page DATA: the memslot starts at 1 GiB. */
 enum { IN_PML4 = 0, IN_PDPT = GPA >> 30, IN_PD = 0, IN_PT = DATA };
 
 static uint64_t npt[5][512], other_npt[5][512];	/* [4] maps the first GiB */
@@ -491,55 +556,6 @@ TEST_SVM(npt_in_hole)
 	expect_right(self);
 }
 
-static void expect_private_fault_twice(struct nested *self, int page)
-{
-	int i, ret;
-
-	for (i = 0; i < 2; i++) {
-		ret = vcpu_access_run(self->vcpu);
-		vcpu_assert_private_fault(self->vcpu, ret, errno, PAGE_GPA(page));
-	}
-}
-
-/* A memslot of a single page, in the place of one of the memslot's pages. */
-static int set_page_slot(struct nested *self, int page, uint64_t gpa)
-{
-	static uint8_t data[4096];
-	int memfd;
-
-	memfd = vm_create_guest_memfd(self->mem.vm, PAGE_SIZE, 0);
-	memcpy(data, npt_levels[0].table, PAGE_SIZE);
-	guest_memfd_write(memfd, data, PAGE_SIZE, 0);
-	vm_set_user_memory_region2(self->mem.vm, PRIVATE_MEM_SLOT + 2, KVM_MEM_GUEST_MEMFD, gpa,
-				   PAGE_SIZE, self->mem.shared + page * PAGE_SIZE, memfd, 0);
-	return memfd;
-}
-
-/* The page table is in a file that has been closed. */
-TEST_SVM(npt_out_of_reach)
-{
-	const int page = NR_PAGES + 4;
-	int memfd, ret;
-
-	stage_npt(self, vmcb, -1);
-	vm_mem_set_private(self->mem.vm, PAGE_GPA(page), PAGE_SIZE);
-	memfd = set_page_slot(self, SCRATCH, PAGE_GPA(page));
-	vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PD) + IN_PD * 8, NPT_TO(page));
-	close(memfd);
-
-	l1_set(self, l1_vmrun);
-	expect_private_fault_twice(self, page);
-
-	/* With another file, L2 goes on as if nothing had been. */
-	vm_set_user_memory_region2(self->mem.vm, PRIVATE_MEM_SLOT + 2, KVM_MEM_GUEST_MEMFD,
-				   PAGE_GPA(page), 0, self->mem.shared, memfd, 0);
-	memfd = set_page_slot(self, SCRATCH, PAGE_GPA(page));
-	ret = vcpu_access_run(self->vcpu);
-	expect_l1_call(self, ret);
-	expect_right(self);
-	close(memfd);
-}
-
 /* VMLOAD takes the private half, VMSAVE fills it. */
 TEST_SVM(vmload)
 {
@@ -568,57 +584,6 @@ TEST_SVM(vmsave)
 	l1_run(self, l1_vmsave);
 	seen = read_page(self, VMCB, OFF(save.kernel_gs_base));
 	TEST_ASSERT(seen == RIGHT, "Expected VMSAVE to save 0x%x, got 0x%lx", RIGHT, seen);
-	expect_shared_untouched(self);
-}
-
-/* L1's instruction starts again when its operand is back. */
-static void out_of_reach(struct nested *self, struct vmcb *vmcb, char *insn)
-{
-	vcpu_set_msr(self->vcpu, MSR_KERNEL_GS_BASE, RIGHT);
-	stage_vmcb(self, vmcb);
-	private_mem_set_slot(&self->mem, 0);
-
-	l1_set(self, insn);
-	expect_private_fault_twice(self, VMCB);
-
-	private_mem_set_slot(&self->mem, self->mem.size);
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	expect_shared_untouched(self);
-}
-
-TEST_SVM(vmrun_out_of_reach)
-{
-	out_of_reach(self, vmcb, l1_vmrun);
-	expect_right(self);
-}
-
-TEST_SVM(vmload_out_of_reach)
-{
-	struct kvm_sregs sregs;
-
-	vmcb->save.fs.base = RIGHT;
-	out_of_reach(self, vmcb, l1_vmload);
-	vcpu_sregs_get(self->vcpu, &sregs);
-	TEST_ASSERT(sregs.fs.base == RIGHT, "Expected VMLOAD to load 0x%x, got 0x%llx", RIGHT,
-		    sregs.fs.base);
-}
-
-TEST_SVM(vmsave_out_of_reach)
-{
-	out_of_reach(self, vmcb, l1_vmsave);
-	TEST_ASSERT(read_page(self, VMCB, OFF(save.kernel_gs_base)) == RIGHT,
-		    "Expected VMSAVE to have saved what there was");
-}
-
-/* The map is merged once, on entry: there the entry fails, as by the base. */
-TEST_SVM(msr_permission_map_out_of_reach)
-{
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
-	vmcb->control.msrpm_base_pa = PAGE_GPA(NR_PAGES + 8);
-	vm_mem_set_private(self->mem.vm, PAGE_GPA(NR_PAGES + 8), 2 * PAGE_SIZE);
-	stage_vmcb(self, vmcb);
-	l1_run(self, l1_vmrun);
-	expect_exit_code(self, -1ull);
 	expect_shared_untouched(self);
 }
 
@@ -688,9 +653,7 @@ TEST_SVM(vmcb_converted_while_l2_runs)
 {
 	struct vmcb *shared = self->mem.shared + VMCB * PAGE_SIZE;
 
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
+	start_l2(self, vmcb, l2_call);
 	vm_mem_set_shared(self->mem.vm, PAGE_GPA(VMCB), PAGE_SIZE);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	TEST_ASSERT(shared->control.exit_code == SVM_EXIT_VMMCALL && shared->save.rax == RIGHT,
@@ -703,98 +666,12 @@ TEST_SVM(vmcb_converted_while_l2_runs)
 
 TEST_SVM(vmcb_punched_while_l2_runs)
 {
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
+	start_l2(self, vmcb, l2_call);
 	guest_memfd_punch(self->mem.memfd, VMCB * PAGE_SIZE, PAGE_SIZE);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
 	TEST_ASSERT(!read_page(self, VMCB, OFF(control.intercept)),
 		    "Expected a page that was zero before L2's exit");
-}
-
-static void vmcb_gone_while_l2_runs(struct nested *self, struct vmcb *vmcb, char *rip,
-				    uint64_t exit_code)
-{
-	vmcb->save.rip = (uintptr_t)rip;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
-	private_mem_set_slot(&self->mem, 0);
-	expect_private_fault_twice(self, VMCB);
-
-	private_mem_set_slot(&self->mem, self->mem.size);
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	expect_exit_code(self, exit_code);
-	expect_shared_untouched(self);
-}
-
-TEST_SVM(slot_deleted_while_l2_runs)
-{
-	vmcb_gone_while_l2_runs(self, vmcb, l2_call, SVM_EXIT_VMMCALL);
-	expect_rax(self, RIGHT);
-}
-
-/* It does so once for each place, and is tainted from the first time on. */
-static bool kernel_has_warned(void)
-{
-	const long warned = BIT(9);
-	char buf[32] = "";
-	int fd;
-
-	fd = open_path_or_exit("/proc/sys/kernel/tainted", O_RDONLY);
-	TEST_ASSERT(read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read /proc/sys/kernel/tainted");
-	close(fd);
-	return atol(buf) & warned;
-}
-
-/* An exception that is L1's waits for it, and KVM does not wonder. */
-TEST_SVM(slot_deleted_before_exception)
-{
-	if (kernel_has_warned())
-		ksft_exit_skip("The kernel has warned before, and may not do so again\n");
-
-	vmcb->control.intercept_exceptions = BIT(UD_VECTOR);
-	vmcb_gone_while_l2_runs(self, vmcb, l2_ud, SVM_EXIT_EXCP_BASE + UD_VECTOR);
-	TEST_ASSERT(!kernel_has_warned(), "Expected no warning of the kernel");
-}
-
-/* L2's end is not forgotten while L1 cannot be told. */
-TEST_SVM(slot_deleted_before_triple_fault)
-{
-	struct kvm_vcpu_events events;
-
-	vm_enable_cap(self->mem.vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_SHUTDOWN);
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
-
-	vcpu_events_get(self->vcpu, &events);
-	events.triple_fault.pending = 1;
-	events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
-	vcpu_events_set(self->vcpu, &events);
-	private_mem_set_slot(&self->mem, 0);
-	expect_private_fault_twice(self, VMCB);
-
-	private_mem_set_slot(&self->mem, self->mem.size);
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	expect_exit_code(self, SVM_EXIT_SHUTDOWN);
-	expect_shared_untouched(self);
-}
-
-TEST_SVM(file_closed_while_l2_runs)
-{
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
-	close(self->mem.memfd);
-	expect_private_fault_twice(self, VMCB);
-
-	private_mem_set_slot(&self->mem, 0);
-	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
-	private_mem_set_slot(&self->mem, self->mem.size);
-	expect_l1_call(self, vcpu_access_run(self->vcpu));
-	expect_right(self);
 }
 
 static void inject_smi(struct nested *self)
@@ -807,70 +684,161 @@ static void inject_smi(struct nested *self)
 	vcpu_events_set(self->vcpu, &events);
 }
 
+static void set_smram(struct nested *self, uint64_t smbase, void *handler)
+{
+	static const uint8_t code[] = {
+		0xe6, SMM_PORT,		/* out %al, $SMM_PORT */
+		0x0f, 0xaa,		/* rsm */
+	};
+
+	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
+	memcpy(handler, code, sizeof(code));
+	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, smbase);
+}
+
+/* What SMM saves is in the page @state, and by @offset off its place at the end of it. */
+static void set_smram_state(struct nested *self, int state, int offset)
+{
+	uint64_t smbase = PAGE_GPA(state) - SMM_SAVED + offset;
+
+	set_smram(self, smbase, plain_page(self, -NR_PLAIN) + smbase + SMM_HANDLER -
+		  PAGE_GPA(-NR_PLAIN));
+}
+
+static void enter_smm(struct nested *self)
+{
+	inject_smi(self);
+	run_to_port(self, SMM_PORT);
+}
+
 /* L1's state is in the save area while SMM interrupts L2. */
 TEST_SVM(host_save_area)
 {
 	static uint8_t wrong[4096], zero[4096];
 	struct kvm_sregs sregs;
-	uint8_t *smram;
 	uint64_t seen;
 
-	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
-	vm_userspace_mem_region_add(self->mem.vm, VM_MEM_SRC_ANONYMOUS, SMRAM_GPA, SMRAM_SLOT,
-				    SMRAM_SIZE / PAGE_SIZE, 0);
-	smram = addr_gpa2hva(self->mem.vm, SMRAM_GPA);
-	smram[SMM_HANDLER] = 0xe6;		/* out %al, $SMM_PORT */
-	smram[SMM_HANDLER + 1] = SMM_PORT;
-	smram[SMM_HANDLER + 2] = 0x0f;		/* rsm */
-	smram[SMM_HANDLER + 3] = 0xaa;
-	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, SMRAM_GPA);
-
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
 	l2_vmcb_init(self, wrong, l1_wrong);
 	stage(self, HSAVE, zero, wrong);
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
 	vcpu_sregs_get(self->vcpu, &sregs);
 
-	l2_run_to_call(self);
-	inject_smi(self);
-	expect_l2_call(self, _vcpu_run(self->vcpu), SMM_PORT);
+	start_l2(self, vmcb, l2_call);
+	enter_smm(self);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
 	seen = read_page(self, HSAVE, OFF(save.cr3));
 	TEST_ASSERT(seen == sregs.cr3, "Expected L1's CR3 in its save area, got 0x%lx", seen);
 }
 
-/* An SMI cannot wait, and without what it saves there is no way back: the VM is dead. */
-static void expect_dead_of_smi(struct nested *self)
+/* What SMM saves of an L1 that is about to do something else. */
+static void make_smm_decoy(struct nested *self, void *decoy)
 {
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	l1_set(self, l1_stop);
+	run_to_port(self, L2_PORT);
+	enter_smm(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+
+	memcpy(decoy, plain_page(self, PLAIN_SMM_STATE), PAGE_SIZE);
+	*(uint64_t *)(decoy + SMM_SAVED_RIP) = (uintptr_t)l1_wrong;
+}
+
+/* SMRAM has its handler and what it saves in private memory. */
+TEST_SVM(smm)
+{
+	const int handler = GROUP, state = GROUP + (SMM_SAVED - SMM_HANDLER) / PAGE_SIZE;
+	static uint8_t right[4096], wrong[4096], decoy[4096], zero[4096];
+	uint64_t seen;
+
+	make_smm_decoy(self, decoy);
+	stage(self, state, zero, decoy);
+	set_smram(self, PAGE_GPA(state) - SMM_SAVED, right);
+	memcpy(wrong, right, PAGE_SIZE);
+	wrong[1] = L2_PORT;
+	stage(self, handler, right, wrong);
+
+	l1_set(self, l1_stop);
+	run_to_port(self, L2_PORT);
+	enter_smm(self);
+	expect_shared_untouched(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_shared_untouched(self);
+	seen = read_page(self, state, SMM_SAVED_RIP);
+	TEST_ASSERT(seen > (uintptr_t)l1_stop && seen < (uintptr_t)l1_stop + 8,
+		    "Expected where L1 was in what SMM saved, got 0x%lx", seen);
+}
+
+/*
+ * What is not there any more is zero, and so is what RSM loads.  Where that leads to
+ * nothing waits for the vCPU, so it does not get beyond RSM.
+ */
+static void rsm_punched(struct nested *self, int page)
+{
+	struct kvm_guest_debug debug = {
+		.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+	};
+	struct kvm_run *run = self->vcpu->run;
 	int ret;
 
-	private_mem_set_slot(&self->mem, 0);
-	inject_smi(self);
-
+	enter_smm(self);
+	guest_memfd_punch(self->mem.memfd, page * PAGE_SIZE, PAGE_SIZE);
+	vcpu_guest_debug_set(self->vcpu, &debug);
 	ret = _vcpu_run(self->vcpu);
-	TEST_ASSERT(ret == -1 && errno == EIO, "Expected EIO, rc: %i errno: %i exit: %u (%s)", ret,
-		    errno, self->vcpu->run->exit_reason,
-		    exit_reason_str(self->vcpu->run->exit_reason));
-
-	/* It does not even give back its memslots, until the process ends. */
-	self->mem.vm = NULL;
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_DEBUG,
+		    "Expected a step, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	expect_shared_untouched(self);
 }
 
-TEST_SVM(smi_out_of_reach)
+TEST_SVM(rsm_state_punched)
 {
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
-	expect_dead_of_smi(self);
+	static uint8_t decoy[4096], zero[4096];
+	struct kvm_regs regs;
+
+	make_smm_decoy(self, decoy);
+	stage(self, SMM_STATE, zero, decoy);
+	set_smram_state(self, SMM_STATE, 0);
+	l1_set(self, l1_stop);
+	run_to_port(self, L2_PORT);
+	rsm_punched(self, SMM_STATE);
+	vcpu_regs_get(self->vcpu, &regs);
+	TEST_ASSERT(!regs.rip, "Expected RSM to go to 0, got 0x%llx", regs.rip);
 }
 
-/* The state of the vCPU goes to the end of the 64 KiB at SMBASE. */
-TEST_SVM(smi_without_smram)
+TEST_SVM(rsm_vmcb_punched)
 {
-	TEST_ASSERT(kvm_has_cap(KVM_CAP_X86_SMM), "Expected SMM");
-	vcpu_set_msr(self->vcpu, MSR_IA32_SMBASE, self->mem.gpa + PAGE_SIZE - 0x10000);
-	expect_dead_of_smi(self);
+	struct kvm_nested_state *state;
+	struct vmcb *seen;
+
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	start_l2(self, vmcb, l2_call);
+	rsm_punched(self, VMCB);
+	state = nested_state_get(self);
+	seen = (struct vmcb *)state->data.svm;
+	TEST_ASSERT((state->flags & KVM_STATE_NESTED_GUEST_MODE) && !seen->control.intercept,
+		    "Expected an L2 without intercepts, got flags 0x%x, intercepts 0x%llx",
+		    state->flags, seen->control.intercept);
+	free(state);
+}
+
+TEST_SVM(rsm_save_area_punched)
+{
+	static uint8_t wrong[4096], zero[4096];
+	struct kvm_nested_state *state;
+	struct vmcb *seen;
+
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	l2_vmcb_init(self, wrong, l1_wrong);
+	stage(self, HSAVE, zero, wrong);
+	start_l2(self, vmcb, l2_call);
+	rsm_punched(self, HSAVE);
+	state = nested_state_get(self);
+	seen = (struct vmcb *)state->data.svm;
+	TEST_ASSERT((state->flags & KVM_STATE_NESTED_GUEST_MODE) && !seen->save.cr3,
+		    "Expected 0 in L1's CR3, got flags 0x%x, 0x%lx", state->flags,
+		    (unsigned long)seen->save.cr3);
+	free(state);
 }
 
 static void expect_no_secret(struct kvm_nested_state *state)
@@ -894,9 +862,7 @@ TEST_SVM(nested_state_round_trip)
 	/* In a field that is reserved, and behind all fields. */
 	memcpy(vmcb->control.reserved_1, &secret, sizeof(secret));
 	memcpy((void *)vmcb + 0x800, &secret, sizeof(secret));
-	vmcb->save.rip = (uintptr_t)l2_call;
-	stage_vmcb(self, vmcb);
-	l2_run_to_call(self);
+	start_l2(self, vmcb, l2_call);
 
 	state = nested_state_get(self);
 	TEST_ASSERT(state->flags & KVM_STATE_NESTED_GUEST_MODE &&
@@ -948,6 +914,427 @@ TEST_SVM(nested_state_of_userspace)
 	expect_shared_untouched(self);
 }
 
+static void take_new_file(struct nested *self)
+{
+	private_mem_set_slot(&self->mem, 0);
+	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
+	guest_memfd_write(self->mem.memfd, self->private, self->mem.size, 0);
+	private_mem_set_slot(&self->mem, self->mem.size);
+}
+
+static void close_file(struct nested *self)
+{
+	close(self->mem.memfd);
+	self->mem.memfd = -1;
+}
+
+static void delete_slot(struct nested *self)
+{
+	private_mem_set_slot(&self->mem, 0);
+}
+
+static void add_slot(struct nested *self)
+{
+	private_mem_set_slot(&self->mem, self->mem.size);
+}
+
+static void forbid(struct nested *self)
+{
+	set_private_mem_inaccessible(true);
+}
+
+static void permit(struct nested *self)
+{
+	set_private_mem_inaccessible(false);
+}
+
+/*
+ * What KVM cannot reach it leaves alone, and takes nothing in its place.  For a type of
+ * VM that says so, the page is there, but not for KVM.
+ */
+FIXTURE(reach) {
+	struct nested nested;
+};
+
+FIXTURE_VARIANT(reach) {
+	struct way way;
+};
+
+FIXTURE_VARIANT_ADD(reach, slot_deleted) {
+	.way = { delete_slot, add_slot },
+};
+
+FIXTURE_VARIANT_ADD(reach, file_closed) {
+	.way = { close_file, take_new_file },
+};
+
+FIXTURE_VARIANT_ADD(reach, inaccessible) {
+	.way = { forbid, permit },
+};
+
+FIXTURE_SETUP(reach)
+{
+	nested_setup(&self->nested);
+	self->nested.eye = vm_vcpu_add(self->nested.mem.vm, 1, NULL);
+	self->nested.way = variant->way;
+	if (variant->way.lose == forbid && !set_private_mem_inaccessible(false))
+		SKIP(return, "the kernel has no switch for it");
+}
+
+FIXTURE_TEARDOWN(reach)
+{
+	nested_free(&self->nested);
+}
+
+/* Where L2 goes on regardless it does not end, and there are many of these. */
+#define TEST_REACH(name)	TEST_NESTED(reach, name, 30)
+
+/* What the guest has in private memory.  Its other vCPU need not be asked. */
+static void look(struct nested *self, void *private)
+{
+	struct kvm_regs regs;
+	int ret;
+
+	vcpu_regs_get(self->eye, &regs);
+	regs.rip = (uintptr_t)l1_copy;
+	regs.rflags = X86_EFLAGS_FIXED;
+	regs.rsi = PAGE_GPA(0);
+	regs.rdi = PAGE_GPA(PLAIN_COPY);
+	regs.rcx = self->mem.size / sizeof(uint64_t);
+	vcpu_regs_set(self->eye, &regs);
+
+	ret = vcpu_access_run(self->eye);
+	TEST_ASSERT(!ret && vcpu_is_guest_call(self->eye),
+		    "Expected a copy of private memory, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    self->eye->run->exit_reason, exit_reason_str(self->eye->run->exit_reason));
+	memcpy(private, plain_page(self, PLAIN_COPY), self->mem.size);
+}
+
+static void lose(struct nested *self)
+{
+	look(self, self->private);
+	self->way.lose(self);
+}
+
+static void regain(struct nested *self)
+{
+	static uint8_t now[NR_PAGES * 4096];
+	int i;
+
+	self->way.regain(self);
+	look(self, now);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(!memcmp(now + i * PAGE_SIZE, self->private + i * PAGE_SIZE, PAGE_SIZE),
+			    "Expected the private half of page %d as it was", i);
+	expect_shared_untouched(self);
+}
+
+static void expect_private_fault_twice(struct nested *self, int page)
+{
+	int i, ret;
+
+	for (i = 0; i < 2; i++) {
+		ret = vcpu_access_run(self->vcpu);
+		vcpu_assert_private_fault(self->vcpu, ret, errno, PAGE_GPA(page));
+	}
+}
+
+/* What the vCPU is about to do waits for the page, and goes on with it. */
+static void wait_for_page(struct nested *self, int page)
+{
+	lose(self);
+	expect_private_fault_twice(self, page);
+	regain(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_shared_untouched(self);
+}
+
+TEST_REACH(vmrun)
+{
+	stage_vmcb(self, vmcb);
+	l1_set(self, l1_vmrun);
+	wait_for_page(self, VMCB);
+	expect_right(self);
+}
+
+TEST_REACH(vmload)
+{
+	struct kvm_sregs sregs;
+
+	vmcb->save.fs.base = RIGHT;
+	stage_vmcb(self, vmcb);
+	l1_set(self, l1_vmload);
+	wait_for_page(self, VMCB);
+	vcpu_sregs_get(self->vcpu, &sregs);
+	TEST_ASSERT(sregs.fs.base == RIGHT, "Expected VMLOAD to load 0x%x, got 0x%llx", RIGHT,
+		    sregs.fs.base);
+}
+
+TEST_REACH(vmsave)
+{
+	stage_vmcb(self, vmcb);
+	vcpu_set_msr(self->vcpu, MSR_KERNEL_GS_BASE, RIGHT);
+	l1_set(self, l1_vmsave);
+	wait_for_page(self, VMCB);
+	TEST_ASSERT(read_page(self, VMCB, OFF(save.kernel_gs_base)) == RIGHT,
+		    "Expected VMSAVE to have saved what there was");
+}
+
+/* L2 stays where it is until L1 can be told. */
+TEST_REACH(l2_exit)
+{
+	start_l2(self, vmcb, l2_call);
+	wait_for_page(self, VMCB);
+	expect_right(self);
+}
+
+static bool kernel_has_warned(void)
+{
+	const long warned = BIT(9);
+	char buf[32] = "";
+	int fd;
+
+	fd = open_path_or_exit("/proc/sys/kernel/tainted", O_RDONLY);
+	TEST_ASSERT(read(fd, buf, sizeof(buf) - 1) > 0, "Cannot read /proc/sys/kernel/tainted");
+	close(fd);
+	return atol(buf) & warned;
+}
+
+/* An exception that is L1's waits for it, and KVM does not wonder. */
+TEST_REACH(l2_exception)
+{
+	bool warned = kernel_has_warned();
+
+	vmcb->control.intercept_exceptions = BIT(UD_VECTOR);
+	start_l2(self, vmcb, l2_ud);
+	wait_for_page(self, VMCB);
+	expect_exit_code(self, SVM_EXIT_EXCP_BASE + UD_VECTOR);
+	TEST_ASSERT(kernel_has_warned() == warned, "Expected no warning of the kernel");
+}
+
+/* L2's end is not forgotten while L1 cannot be told. */
+TEST_REACH(l2_triple_fault)
+{
+	struct kvm_vcpu_events events;
+
+	vm_enable_cap(self->mem.vm, KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1);
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_SHUTDOWN);
+	start_l2(self, vmcb, l2_call);
+
+	vcpu_events_get(self->vcpu, &events);
+	events.triple_fault.pending = 1;
+	events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+	vcpu_events_set(self->vcpu, &events);
+	wait_for_page(self, VMCB);
+	expect_exit_code(self, SVM_EXIT_SHUTDOWN);
+}
+
+/* Permission maps that permit everything, in both halves. */
+static void stage_permission_maps(struct nested *self)
+{
+	static const uint8_t none[4096];
+	int page;
+
+	for (page = MSRPM; page <= IOPM_2; page++)
+		stage(self, page, none, none);
+}
+
+/* The map is merged once, on entry: there the entry fails, as by the base. */
+TEST_REACH(msr_permission_map)
+{
+	self->vmcb = PLAIN_VMCB;
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	stage_permission_maps(self);
+	stage_vmcb(self, vmcb);
+
+	lose(self);
+	l1_run(self, l1_vmrun);
+	expect_exit_code(self, -1ull);
+	regain(self);
+	l1_run(self, l1_vmrun);
+	expect_right(self);
+}
+
+/* An MSR that KVM intercepts itself: without the map, L1 may have wanted that too. */
+TEST_REACH(msr_access)
+{
+	self->vmcb = PLAIN_VMCB;
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	stage_permission_maps(self);
+	start_l2(self, vmcb, l2_msr);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+
+	start_l2(self, vmcb, l2_msr);
+	lose(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, SVM_EXIT_MSR);
+	regain(self);
+}
+
+/* Nothing of an L2 that userspace has set runs before its map has been merged. */
+TEST_REACH(msr_permission_map_of_state)
+{
+	struct kvm_run *run = self->vcpu->run;
+	struct kvm_nested_state *state;
+	int i, ret;
+
+	self->vmcb = PLAIN_VMCB;
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
+	stage_permission_maps(self);
+	start_l2(self, vmcb, l2_call);
+	state = nested_state_get(self);
+
+	lose(self);
+	vcpu_nested_state_set(self->vcpu, state);
+	for (i = 0; i < 2; i++) {
+		ret = _vcpu_run(self->vcpu);
+		TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_INTERNAL_ERROR,
+			    "Expected an internal error, rc: %i errno: %i exit: %u (%s)", ret,
+			    errno, run->exit_reason, exit_reason_str(run->exit_reason));
+	}
+	regain(self);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_right(self);
+	free(state);
+}
+
+TEST_REACH(io_permission_map)
+{
+	self->vmcb = PLAIN_VMCB;
+	vmcb->control.intercept |= BIT_ULL(INTERCEPT_IOIO_PROT);
+	stage_permission_maps(self);
+	start_l2(self, vmcb, l2_ports);
+
+	lose(self);
+	expect_ioio(self, SMM_PORT);
+	regain(self);
+}
+
+TEST_REACH(npt)
+{
+	self->vmcb = PLAIN_VMCB;
+	stage_npt(self, vmcb, -1);
+	l1_set(self, l1_vmrun);
+	wait_for_page(self, NPT_PML4);
+	expect_right(self);
+}
+
+/* L2 has read the page, and its write does not get past the entry that is not dirty. */
+TEST_REACH(npt_dirty)
+{
+	uint64_t entry;
+
+	self->vmcb = PLAIN_VMCB;
+	stage_npt(self, vmcb, -1);
+	start_l2(self, vmcb, l2_read_write);
+	wait_for_page(self, NPT_PML4);
+	expect_right(self);
+	entry = read_page(self, NPT_PT, IN_PT * 8);
+	TEST_ASSERT(entry & NPT_DIRTY, "Expected the entry dirty in the end, got 0x%lx", entry);
+	TEST_ASSERT(read_page(self, DATA, 0) == WRONG, "Expected L1 to see what L2 wrote");
+}
+
+/* An SMI cannot wait, and without what it saves there is no way back: the VM is dead. */
+static void expect_dead_of_smi(struct nested *self)
+{
+	int ret;
+
+	lose(self);
+	inject_smi(self);
+	ret = _vcpu_run(self->vcpu);
+	TEST_ASSERT(ret == -1 && errno == EIO, "Expected EIO, rc: %i errno: %i exit: %u (%s)", ret,
+		    errno, self->vcpu->run->exit_reason,
+		    exit_reason_str(self->vcpu->run->exit_reason));
+	expect_shared_untouched(self);
+
+	/* It does not even give back its memslots, until the process ends. */
+	self->mem.vm = NULL;
+}
+
+TEST_REACH(smi_vmcb)
+{
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	vcpu_set_msr(self->vcpu, MSR_VM_HSAVE_PA, PAGE_GPA(PLAIN_HSAVE));
+	start_l2(self, vmcb, l2_call);
+	expect_dead_of_smi(self);
+}
+
+TEST_REACH(smi_save_area)
+{
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	self->vmcb = PLAIN_VMCB;
+	start_l2(self, vmcb, l2_call);
+	expect_dead_of_smi(self);
+}
+
+TEST_REACH(smi_state)
+{
+	set_smram_state(self, SMM_STATE, 0);
+	l1_set(self, l1_stop);
+	run_to_port(self, L2_PORT);
+	expect_dead_of_smi(self);
+}
+
+/* RSM starts again when its page is back, also if it is the second of two. */
+static void rsm_state(struct nested *self, int offset)
+{
+	static uint8_t decoy[4096], zero[4096];
+
+	make_smm_decoy(self, decoy);
+	memmove(decoy, decoy - offset, PAGE_SIZE + offset);
+	stage(self, SMM_STATE, zero, decoy);
+	set_smram_state(self, SMM_STATE, offset);
+	l1_set(self, l1_stop);
+	run_to_port(self, L2_PORT);
+	enter_smm(self);
+	wait_for_page(self, SMM_STATE);
+}
+
+TEST_REACH(rsm_state)
+{
+	rsm_state(self, 0);
+}
+
+TEST_REACH(rsm_state_second_page)
+{
+	rsm_state(self, -0xf00);
+}
+
+/* Nor does RSM get to an L2 without its VMCB, or without what L1 had: a shutdown. */
+static void expect_rsm_shutdown(struct nested *self, struct vmcb *vmcb)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int ret;
+
+	set_smram_state(self, PLAIN_SMM_STATE, 0);
+	start_l2(self, vmcb, l2_call);
+	enter_smm(self);
+
+	lose(self);
+	ret = _vcpu_run(self->vcpu);
+	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_SHUTDOWN,
+		    "Expected a shutdown, rc: %i errno: %i exit: %u (%s)", ret, errno,
+		    run->exit_reason, exit_reason_str(run->exit_reason));
+	regain(self);
+}
+
+TEST_REACH(rsm_vmcb)
+{
+	vcpu_set_msr(self->vcpu, MSR_VM_HSAVE_PA, PAGE_GPA(PLAIN_HSAVE));
+	expect_rsm_shutdown(self, vmcb);
+}
+
+TEST_REACH(rsm_save_area)
+{
+	static uint8_t wrong[4096], zero[4096];
+
+	l2_vmcb_init(self, wrong, l1_wrong);
+	stage(self, HSAVE, zero, wrong);
+	self->vmcb = PLAIN_VMCB;
+	expect_rsm_shutdown(self, vmcb);
+}
+
 /*
  * What KVM writes to a page that has left the file meanwhile is nobody's, and not
  * there for the next owner of the page.
@@ -969,8 +1356,7 @@ FIXTURE_SETUP(punched)
 FIXTURE_TEARDOWN(punched)
 {
 	close(self->kcore);
-	free(self->nested.before);
-	private_mem_free(&self->nested.mem);
+	nested_free(&self->nested);
 	memcg_destroy(&self->cg);
 }
 

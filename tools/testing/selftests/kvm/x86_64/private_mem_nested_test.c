@@ -95,6 +95,8 @@ DEFINE_CODE(l2_msr, OUT(L2_PORT) RDMSR(MSR_IA32_APICBASE) MOV_EAX(RIGHT) "vmmcal
 DEFINE_CODE(l2_ud, OUT(L2_PORT) "ud2");
 DEFINE_CODE(l2_read_write, "mov (%rdi), %rax;" OUT(L2_PORT)
 	    "movl $" __stringify(WRONG) ", (%rdi);" MOV_EAX(RIGHT) "vmmcall");
+DEFINE_CODE(l2_read_group, "mov (%rdi), %rbx; xor %eax, %eax; mov $8, %ecx;"
+	    "1: or (%rsi), %rax; add $4096, %rsi; dec %ecx; jnz 1b; vmmcall");
 
 struct nested;
 
@@ -554,6 +556,115 @@ TEST_SVM(npt_in_hole)
 	vcpu_write_u64(self->vcpu, PAGE_GPA(SCRATCH) + IN_PT * 8, NPT_TO(DATA));
 	l1_run(self, l1_vmrun);
 	expect_right(self);
+}
+
+/*
+ * A fault in one page of the group has KVM map those beside it, which must not be from
+ * the wrong half.  Each page has a byte of a word for itself, where L2 reads a 1 in the
+ * private half and a 2 in the shared one; the bits of @private say which it shall be.
+ */
+static void group_convert(struct nested *self, uint8_t private)
+{
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		if (private & BIT(i))
+			vm_mem_set_private(self->mem.vm, PAGE_GPA(GROUP + i), PAGE_SIZE);
+		else
+			vm_mem_set_shared(self->mem.vm, PAGE_GPA(GROUP + i), PAGE_SIZE);
+	}
+}
+
+static void group_stage(struct nested *self)
+{
+	uint64_t private[512] = {}, shared[512] = {};
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		private[0] = 1ull << i * 8;
+		shared[0] = 2ull << i * 8;
+		stage(self, GROUP + i, private, shared);
+	}
+}
+
+static void group_check(struct nested *self, uint8_t private, int first)
+{
+	struct kvm_regs regs;
+	uint64_t want = 0;
+	int i;
+
+	for (i = 0; i < 8; i++)
+		want |= (private & BIT(i) ? 1ull : 2ull) << i * 8;
+
+	/* What is mapped goes with a conversion. */
+	group_convert(self, 0xff);
+	group_convert(self, 0);
+	group_convert(self, private);
+
+	vcpu_write_u64(self->vcpu, PAGE_GPA(VMCB) + OFF(save.rip), (uintptr_t)l2_read_group);
+	l1_set(self, l1_vmrun);
+	vcpu_regs_get(self->vcpu, &regs);
+	regs.rdi = PAGE_GPA(GROUP + first);
+	regs.rsi = PAGE_GPA(GROUP);
+	vcpu_regs_set(self->vcpu, &regs);
+	expect_l1_call(self, vcpu_access_run(self->vcpu));
+	expect_exit_code(self, SVM_EXIT_VMMCALL);
+	TEST_ASSERT(read_page(self, VMCB, OFF(save.rax)) == want,
+		    "Expected L2 to read 0x%lx where pages 0x%x are private and it starts with %d, got 0x%lx",
+		    want, private, first, read_page(self, VMCB, OFF(save.rax)));
+}
+
+static void group_check_all(struct nested *self)
+{
+	static const uint8_t patterns[] = { 0x00, 0xff, 0x55, 0xaa, 0x0f, 0xf0, 0x01, 0x80, 0x10 };
+	int i, first;
+
+	for (i = 0; i < ARRAY_SIZE(patterns); i++)
+		for (first = 0; first < 8; first++)
+			group_check(self, patterns[i], first);
+	expect_shared_untouched(self);
+}
+
+/* By L1's entries beside the one of the fault, which KVM takes if they are accessed. */
+TEST_SVM(npt_prefetch)
+{
+	int i;
+
+	group_stage(self);
+	stage_npt(self, vmcb, -1);
+	for (i = GROUP; i < NR_PAGES; i++)
+		vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PT) + i * 8, NPT_TO(i) | NPT_ACCESSED);
+	group_check_all(self);
+}
+
+/* By one entry of L1's for all of them. */
+TEST_SVM(npt_prefetch_large)
+{
+	group_stage(self);
+	stage_npt(self, vmcb, -1);
+	vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PD) + IN_PD * 8, NPT_TO(0) | NPT_LARGE);
+	group_check_all(self);
+}
+
+/* The entries beside the one of the fault are those of the private half as well. */
+TEST_SVM(npt_prefetch_entries)
+{
+	uint64_t *before = (uint64_t *)(self->before + NPT_PT * PAGE_SIZE), entry;
+	int i, first;
+
+	group_stage(self);
+	stage_npt(self, vmcb, -1);
+	vm_mem_set_shared(self->mem.vm, PAGE_GPA(OTHER), PAGE_SIZE);
+	for (first = 0; first < 8; first++) {
+		for (i = 0; i < 8; i++) {
+			entry = NPT_TO(GROUP + i) | NPT_ACCESSED;
+			vcpu_write_u64(self->vcpu, PAGE_GPA(NPT_PT) + (GROUP + i) * 8, entry);
+			before[GROUP + i] = i == first ? entry : NPT_TO(OTHER) | NPT_ACCESSED;
+		}
+		memcpy(self->mem.shared + NPT_PT * PAGE_SIZE, before, PAGE_SIZE);
+		group_check(self, 0, first);
+	}
+	expect_shared_untouched(self);
 }
 
 /* VMLOAD takes the private half, VMSAVE fills it. */

@@ -1474,7 +1474,7 @@ FIXTURE_TEARDOWN(punched)
 }
 
 /* Nothing but luck has the two meet, unless VMSAVE is slow. */
-TEST_F_TIMEOUT(punched, vmsave, 120)
+TEST_F_TIMEOUT(punched, vmsave, 300)
 {
 	struct nested *nested = &self->nested;
 	static uint64_t frame[4096 / 8];
@@ -1543,6 +1543,14 @@ static void expect_guest_call(struct kvm_vcpu *vcpu, uint64_t nr, uint64_t arg0)
 		    call.nr, call.args[0]);
 }
 
+static void make_all_private(struct kvm_vm *vm)
+{
+	struct userspace_mem_region *region = memslot2region(vm, 0);
+
+	vm_mem_slot_make_private(vm, 0);
+	memset(region->host_mem, OTHER_HALF, region->region.memory_size);
+}
+
 TEST(svm_all_private)
 {
 	struct kvm_vcpu *vcpu;
@@ -1555,7 +1563,7 @@ TEST(svm_all_private)
 	vm = private_mem_vm_create(1, 64, l1_code_svm, &vcpu);
 	vcpu_alloc_svm(vm, &gva);
 	vcpu_args_set(vcpu, 1, gva);
-	vm_mem_slot_make_private(vm, 0);
+	make_all_private(vm);
 
 	expect_guest_call(vcpu, CALL_L2, 0);
 	expect_guest_call(vcpu, CALL_DONE, SVM_EXIT_VMMCALL);
@@ -1612,7 +1620,7 @@ FIXTURE_SETUP(vmx)
 	self->vm = private_mem_vm_create(1, 64, l1_code_vmx, &self->vcpu);
 	vcpu_alloc_vmx(self->vm, &gva);
 	vcpu_args_set(self->vcpu, 1, gva);
-	vm_mem_slot_make_private(self->vm, 0);
+	make_all_private(self->vm);
 
 	self->memfd = vm_create_guest_memfd(self->vm, PAGE_SIZE, 0);
 	self->shared = shared_mem_alloc(PAGE_SIZE);

@@ -603,10 +603,10 @@ TEST_HYPERV(slot_deletion)
 TEST_HYPERV(inaccessible)
 {
 	set_all(self);
-	if (!hv_make_inaccessible(true))
+	if (!set_private_mem_inaccessible(true))
 		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
 	check_out_of_reach(self);
-	hv_make_inaccessible(false);
+	set_private_mem_inaccessible(false);
 	TEST_ASSERT(!hv_seen_u64(self, CODE_GPA) && !hv_seen_u64(self, ARGS_GPA),
 		    "Wrote to memory that cannot be reached");
 }

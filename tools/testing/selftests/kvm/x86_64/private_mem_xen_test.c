@@ -903,7 +903,7 @@ TEST_XEN(inaccessible)
 	int64_t ret;
 	int i;
 
-	if (!hv_make_inaccessible(true))
+	if (!set_private_mem_inaccessible(true))
 		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
 
 	TEST_ASSERT(__set_shinfo(self, SHINFO_GPA) && errno == EFAULT, "Expected EFAULT");
@@ -916,7 +916,7 @@ TEST_XEN(inaccessible)
 	TEST_ASSERT(ret == -EFAULT, "Expected -EFAULT for the hypercall, got %li", ret);
 	hv_check_decoy(self);
 
-	hv_make_inaccessible(false);
+	set_private_mem_inaccessible(false);
 	check_events(self, 0, 0, 0);
 	vcpu_check(self->mem.vcpu, CODE_GPA, 0, PAGE_SIZE);
 }
@@ -925,7 +925,7 @@ TEST_XEN(inaccessible)
 TEST_XEN(inaccessible_event)
 {
 	set_events(self);
-	if (!hv_make_inaccessible(true))
+	if (!set_private_mem_inaccessible(true))
 		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
 
 	hv_make_shared(self, SHINFO_GPA);
@@ -933,7 +933,7 @@ TEST_XEN(inaccessible_event)
 	TEST_ASSERT(__send_event(self, PORT) && errno == EFAULT,
 		    "Expected EFAULT for an event in memory that cannot be read");
 	hv_check_decoy(self);
-	hv_make_inaccessible(false);
+	set_private_mem_inaccessible(false);
 	check_events(self, 0, 0, 0);
 	send_event(self, PORT);
 	check_events(self, BIT(PORT), 0, 1);

@@ -105,10 +105,4 @@ void hv_expect_interrupts(struct hv_vm *hv, int vector, uint8_t *ack);
 /* Lets the guest take what is pending and returns how many it has taken so far. */
 uint64_t hv_interrupts(struct hv_vm *hv);
 
-/*
- * Has the host's kernel kept from all private memory, until the process ends. Returns
- * false where the kernel is not made for tests.
- */
-bool hv_make_inaccessible(bool inaccessible);
-
 #endif /* SELFTEST_KVM_PRIVATE_MEM_HV_H */

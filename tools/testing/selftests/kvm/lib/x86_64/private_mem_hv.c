@@ -4,8 +4,6 @@
  */
 #include "private_mem_hv.h"
 
-#define INACCESSIBLE_PARAM	"/sys/module/kvm/parameters/private_mem_inaccessible"
-
 #define CALL_TEST	"	mov $" __stringify(GUEST_CALL_PORT) ", %edx\n"	\
 			"	outb %al, %dx\n"
 
@@ -165,23 +163,4 @@ uint64_t hv_interrupts(struct hv_vm *hv)
 	hv_run(hv, HV_INTERRUPTS, &regs);
 	sync_global_from_guest(hv->mem.vm, nr_interrupts);
 	return nr_interrupts;
-}
-
-static void make_accessible(void)
-{
-	hv_make_inaccessible(false);
-}
-
-bool hv_make_inaccessible(bool inaccessible)
-{
-	int fd = open(INACCESSIBLE_PARAM, O_WRONLY);
-
-	if (fd < 0)
-		return false;
-	if (inaccessible)
-		atexit(make_accessible);
-	TEST_ASSERT(write(fd, inaccessible ? "Y" : "N", 1) == 1,
-		    "Cannot write " INACCESSIBLE_PARAM);
-	close(fd);
-	return true;
 }

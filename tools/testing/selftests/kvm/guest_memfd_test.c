@@ -1006,7 +1006,7 @@ TEST_F_TIMEOUT(memory, not_compacted, 300)
 
 	frames = unevictable_frames(&nr_frames);
 	ASSERT_EQ(nr, nr_frames);
-	for (size = BIG; !migrated && size < meminfo_bytes("MemFree"); size *= 2)
+	for (size = BIG; !migrated && size < meminfo_bytes("MemFree") / 2; size *= 2)
 		migrated = compact_ordinary(size);
 	EXPECT_LT(0, migrated)
 		TH_LOG("no ordinary page was moved, so this case showed nothing");

@@ -7,6 +7,7 @@
 #define SELFTEST_KVM_HARNESS_H
 
 #include <linux/bits.h>
+#include <linux/compiler.h>
 
 #include "kvm_util.h"
 
@@ -17,6 +18,19 @@
 /* A debug kernel in an emulator takes longer than the harness thinks. */
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT 120
+
+/*
+ * Where a return does not skip the case: in a setup, after which the case is run, and in
+ * a function that it calls, which does not know it.  TEST_F_MEMBER() notes which it is.
+ */
+#define SKIPPED		255
+#define SETUP_SKIP(...)	SKIP(_exit(SKIPPED), __VA_ARGS__)
+#define CASE_SKIP(...)	do {				\
+	struct __test_metadata *_metadata = this_case;	\
+	SKIP(_exit(SKIPPED), __VA_ARGS__);		\
+} while (0)
+
+static __maybe_unused struct __test_metadata *this_case;
 
 /* The errno of a call that returns a negative number when it fails, else 0. */
 static inline int err_of(long ret)

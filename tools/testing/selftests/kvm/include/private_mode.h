@@ -17,6 +17,8 @@
  *    what the guest's page has.  A test that looks there starts over, with that page
  *    shared from the beginning: a test finds out by itself what it must share.
  *
+ * A region that comes while a vCPU runs stays shared: the guest may be there already.
+ *
  * KVM_SELFTESTS_PRIVATE_REPORT names a file for the line that says how many pages were
  * private, and which ones were shared; standard error without it.
  */

@@ -1154,10 +1154,6 @@ FIXTURE_VARIANT_ADD(fault, inaccessible) {
 	.inaccessible = true,
 };
 
-/* There is no other way out of a setup: a case that returns from it is run. */
-#define SETUP_SKIP(...)	SKIP(_exit(255), __VA_ARGS__)
-#define NO_SWITCH	"the kernel has no switch for it"
-
 FIXTURE_SETUP(fault)
 {
 	if (variant->inaccessible && !set_private_mem_inaccessible(false))
@@ -1965,6 +1961,9 @@ TEST_INACCESSIBLE(pdptrs)
 	struct kvm_regs regs;
 	uint64_t pdpte, *pd;
 	int i;
+
+	if (!is_amd_cpu())
+		CASE_SKIP("VT-x has the PDPTRs in the VMCS");
 
 	self->start = vm_alloc_page_table(self->vm);
 	memcpy(addr_gpa2hva(self->vm, self->start), code_load_eax,

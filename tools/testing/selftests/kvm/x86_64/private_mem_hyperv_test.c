@@ -157,7 +157,7 @@ static void take_interrupt(struct hv_vm *hv, uint64_t count)
 	int i;
 
 	if (lazy_eoi_missing())
-		ksft_exit_skip("%s\n", lazy_eoi_missing());
+		CASE_SKIP("%s", lazy_eoi_missing());
 
 	send_msi(hv);
 	nr = hv_interrupts(hv);
@@ -604,7 +604,7 @@ TEST_HYPERV(inaccessible)
 {
 	set_all(self);
 	if (!set_private_mem_inaccessible(true))
-		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
+		CASE_SKIP(NO_SWITCH);
 	check_out_of_reach(self);
 	set_private_mem_inaccessible(false);
 	TEST_ASSERT(!hv_seen_u64(self, CODE_GPA) && !hv_seen_u64(self, ARGS_GPA),

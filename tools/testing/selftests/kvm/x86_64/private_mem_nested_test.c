@@ -317,6 +317,7 @@ TEST_F_TIMEOUT(fixture, name, timeout)					\
 									\
 	if (!kvm_cpu_has(X86_FEATURE_SVM))				\
 		SKIP(return, "No SVM");					\
+	this_case = _metadata;						\
 	l2_vmcb_init(&self->nested, page, l2_right);			\
 	fixture##_test_##name(&self->nested, (struct vmcb *)page);	\
 }									\
@@ -1085,11 +1086,12 @@ FIXTURE_VARIANT_ADD(reach, inaccessible) {
 
 FIXTURE_SETUP(reach)
 {
+	if (variant->way.lose == forbid && !set_private_mem_inaccessible(false))
+		SETUP_SKIP(NO_SWITCH);
+
 	nested_setup(&self->nested);
 	self->nested.eye = vm_vcpu_add(self->nested.mem.vm, 1, NULL);
 	self->nested.way = variant->way;
-	if (variant->way.lose == forbid && !set_private_mem_inaccessible(false))
-		SKIP(return, "the kernel has no switch for it");
 }
 
 FIXTURE_TEARDOWN(reach)
@@ -1216,7 +1218,7 @@ static bool kernel_has_warned(void)
 TEST_REACH(l2_exception)
 {
 	if (kernel_has_warned())
-		ksft_exit_skip("The kernel has warned before, and may not do so again\n");
+		CASE_SKIP("the kernel has warned before, and may not do so again");
 
 	vmcb->control.intercept_exceptions = BIT(UD_VECTOR);
 	start_l2(self, vmcb, l2_ud);

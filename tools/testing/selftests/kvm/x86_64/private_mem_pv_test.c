@@ -1168,7 +1168,7 @@ TEST_F(pv, inaccessible)
 	if (missing)
 		SKIP(return, "%s", missing);
 	if (!set_private_mem_inaccessible(true))
-		SKIP(return, "the kernel has no switch for it");
+		SKIP(return, NO_SWITCH);
 	without_access(&self->pv, f);
 	set_private_mem_inaccessible(false);
 }
@@ -1788,7 +1788,7 @@ TEST_PAGE(eoi_pending_without_page)
 	int i;
 
 	if (missing)
-		ksft_exit_skip("%s\n", missing);
+		CASE_SKIP("%s", missing);
 
 	arm_eoi(self);
 	vm_install_exception_handler(self->vm, EOI_VECTOR, guest_eoi_waits);

@@ -904,7 +904,7 @@ TEST_XEN(inaccessible)
 	int i;
 
 	if (!set_private_mem_inaccessible(true))
-		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
+		CASE_SKIP(NO_SWITCH);
 
 	TEST_ASSERT(__set_shinfo(self, SHINFO_GPA) && errno == EFAULT, "Expected EFAULT");
 	for (i = 0; i < ARRAY_SIZE(types); i++)
@@ -926,7 +926,7 @@ TEST_XEN(inaccessible_event)
 {
 	set_events(self);
 	if (!set_private_mem_inaccessible(true))
-		ksft_exit_skip("Not a kernel for tests: no private_mem_inaccessible\n");
+		CASE_SKIP(NO_SWITCH);
 
 	hv_make_shared(self, SHINFO_GPA);
 	hv_make_private(self, SHINFO_GPA);

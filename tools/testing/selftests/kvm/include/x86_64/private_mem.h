@@ -215,6 +215,7 @@ void private_mem_set_slot(struct private_mem *mem, uint64_t size);
 static void fixture##_test_##name(struct type *self);			\
 TEST_F_TIMEOUT(fixture, name, timeout)					\
 {									\
+	this_case = _metadata;						\
 	fixture##_test_##name(&self->type);				\
 }									\
 static void fixture##_test_##name(struct type *self)
@@ -311,6 +312,7 @@ void dir_write(const char *dir, const char *name, const char *val);
 
 /* As for a type of VM whose private memory the host cannot read; of all VMs, while set. */
 bool set_private_mem_inaccessible(bool inaccessible);
+#define NO_SWITCH	"the kernel has no private_mem_inaccessible"
 
 /* Emulates every instruction behind this prefix, while the parameter is set. */
 #define FORCED_EMULATION	"ud2; .ascii \"kvm\"; "

@@ -321,8 +321,6 @@ void private_mode_region_add(struct kvm_vm *vm, struct userspace_mem_region *reg
 	stays_shared = region->region.flags || !anonymous || page == nr_pages;
 	if (stays_shared)
 		nr_shared += nr_pages;
-	else
-		vm->private->pending = true;
 	pthread_mutex_unlock(&lock);
 	if (stays_shared)
 		return;
@@ -342,6 +340,10 @@ void private_mode_region_add(struct kvm_vm *vm, struct userspace_mem_region *reg
 	region->region.userspace_addr = (uintptr_t)p->half;
 	region->region.flags |= KVM_MEM_GUEST_MEMFD;
 	region->guest_memfd = vm_create_guest_memfd(vm, size, 0);
+
+	pthread_mutex_lock(&lock);
+	vm->private->pending = true;
+	pthread_mutex_unlock(&lock);
 }
 
 void private_mode_region_delete(struct userspace_mem_region *region)

@@ -231,6 +231,17 @@ static void *l1_thread(void *arg)
 	return NULL;
 }
 
+static void run_to_exit(struct nested *self, uint32_t reason)
+{
+	struct kvm_run *run = self->vcpu->run;
+	int ret = _vcpu_run(self->vcpu);
+
+	TEST_ASSERT(!ret && run->exit_reason == reason,
+		    "Expected exit %u (%s), rc: %i errno: %i exit: %u (%s)", reason,
+		    exit_reason_str(reason), ret, errno, run->exit_reason,
+		    exit_reason_str(run->exit_reason));
+}
+
 /* Has the guest stop in the middle of its code, in the hands of the test. */
 static void run_to_port(struct nested *self, int port)
 {
@@ -247,6 +258,12 @@ static void run_to_port(struct nested *self, int port)
 static void l2_run_to_call(struct nested *self)
 {
 	l1_set(self, l1_vmrun);
+	run_to_port(self, L2_PORT);
+}
+
+static void start_l1(struct nested *self)
+{
+	l1_set(self, l1_stop);
 	run_to_port(self, L2_PORT);
 }
 
@@ -847,13 +864,22 @@ TEST_SVM(host_save_area)
 static void make_smm_decoy(struct nested *self, void *decoy)
 {
 	set_smram_state(self, PLAIN_SMM_STATE, 0);
-	l1_set(self, l1_stop);
-	run_to_port(self, L2_PORT);
+	start_l1(self);
 	enter_smm(self);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 
 	memcpy(decoy, plain_page(self, PLAIN_SMM_STATE), PAGE_SIZE);
 	*(uint64_t *)(decoy + SMM_SAVED_RIP) = (uintptr_t)l1_wrong;
+}
+
+static void stage_smm_state(struct nested *self, int offset)
+{
+	static uint8_t decoy[4096], zero[4096];
+
+	make_smm_decoy(self, decoy);
+	memmove(decoy, decoy - offset, PAGE_SIZE + offset);
+	stage(self, SMM_STATE, zero, decoy);
+	set_smram_state(self, SMM_STATE, offset);
 }
 
 /* SMRAM has its handler and what it saves in private memory. */
@@ -870,8 +896,7 @@ TEST_SVM(smm)
 	wrong[1] = L2_PORT;
 	stage(self, handler, right, wrong);
 
-	l1_set(self, l1_stop);
-	run_to_port(self, L2_PORT);
+	start_l1(self);
 	enter_smm(self);
 	expect_shared_untouched(self);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
@@ -890,29 +915,20 @@ static void rsm_punched(struct nested *self, int page)
 	struct kvm_guest_debug debug = {
 		.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
 	};
-	struct kvm_run *run = self->vcpu->run;
-	int ret;
 
 	enter_smm(self);
 	guest_memfd_punch(self->mem.memfd, page * PAGE_SIZE, PAGE_SIZE);
 	vcpu_guest_debug_set(self->vcpu, &debug);
-	ret = _vcpu_run(self->vcpu);
-	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_DEBUG,
-		    "Expected a step, rc: %i errno: %i exit: %u (%s)", ret, errno,
-		    run->exit_reason, exit_reason_str(run->exit_reason));
+	run_to_exit(self, KVM_EXIT_DEBUG);
 	expect_shared_untouched(self);
 }
 
 TEST_SVM(rsm_state_punched)
 {
-	static uint8_t decoy[4096], zero[4096];
 	struct kvm_regs regs;
 
-	make_smm_decoy(self, decoy);
-	stage(self, SMM_STATE, zero, decoy);
-	set_smram_state(self, SMM_STATE, 0);
-	l1_set(self, l1_stop);
-	run_to_port(self, L2_PORT);
+	stage_smm_state(self, 0);
+	start_l1(self);
 	rsm_punched(self, SMM_STATE);
 	vcpu_regs_get(self->vcpu, &regs);
 	TEST_ASSERT(!regs.rip, "Expected RSM to go to 0, got 0x%llx", regs.rip);
@@ -929,7 +945,7 @@ TEST_SVM(rsm_vmcb_punched)
 	state = nested_state_get(self);
 	seen = (struct vmcb *)state->data.svm;
 	TEST_ASSERT((state->flags & KVM_STATE_NESTED_GUEST_MODE) && !seen->control.intercept,
-		    "Expected an L2 without intercepts, got flags 0x%x, intercepts 0x%llx",
+		    "Expected an L2 without intercepts, got flags 0x%x, intercepts 0x%lx",
 		    state->flags, seen->control.intercept);
 	free(state);
 }
@@ -1026,14 +1042,6 @@ TEST_SVM(nested_state_of_userspace)
 	expect_shared_untouched(self);
 }
 
-static void take_new_file(struct nested *self)
-{
-	private_mem_set_slot(&self->mem, 0);
-	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
-	guest_memfd_write(self->mem.memfd, self->private, self->mem.size, 0);
-	private_mem_set_slot(&self->mem, self->mem.size);
-}
-
 static void close_file(struct nested *self)
 {
 	close(self->mem.memfd);
@@ -1048,6 +1056,14 @@ static void delete_slot(struct nested *self)
 static void add_slot(struct nested *self)
 {
 	private_mem_set_slot(&self->mem, self->mem.size);
+}
+
+static void take_new_file(struct nested *self)
+{
+	delete_slot(self);
+	self->mem.memfd = vm_create_guest_memfd(self->mem.vm, self->mem.size, 0);
+	guest_memfd_write(self->mem.memfd, self->private, self->mem.size, 0);
+	add_slot(self);
 }
 
 static void forbid(struct nested *self)
@@ -1244,12 +1260,14 @@ TEST_REACH(l2_triple_fault)
 	expect_exit_code(self, SVM_EXIT_SHUTDOWN);
 }
 
-/* Permission maps that permit everything, in both halves. */
-static void stage_permission_maps(struct nested *self)
+/* Permission maps that permit everything, in both halves, for what L1 intercepts by them. */
+static void stage_permission_maps(struct nested *self, struct vmcb *vmcb, int intercept)
 {
 	static const uint8_t none[4096];
 	int page;
 
+	self->vmcb = PLAIN_VMCB;
+	vmcb->control.intercept |= BIT_ULL(intercept);
 	for (page = MSRPM; page <= IOPM_2; page++)
 		stage(self, page, none, none);
 }
@@ -1257,9 +1275,7 @@ static void stage_permission_maps(struct nested *self)
 /* The map is merged once, on entry: there the entry fails, as by the base. */
 TEST_REACH(msr_permission_map)
 {
-	self->vmcb = PLAIN_VMCB;
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
-	stage_permission_maps(self);
+	stage_permission_maps(self, vmcb, INTERCEPT_MSR_PROT);
 	stage_vmcb(self, vmcb);
 
 	lose(self);
@@ -1273,9 +1289,7 @@ TEST_REACH(msr_permission_map)
 /* An MSR that KVM intercepts itself: without the map, L1 may have wanted that too. */
 TEST_REACH(msr_access)
 {
-	self->vmcb = PLAIN_VMCB;
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
-	stage_permission_maps(self);
+	stage_permission_maps(self, vmcb, INTERCEPT_MSR_PROT);
 	start_l2(self, vmcb, l2_msr);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
@@ -1290,24 +1304,17 @@ TEST_REACH(msr_access)
 /* Nothing of an L2 that userspace has set runs before its map has been merged. */
 TEST_REACH(msr_permission_map_of_state)
 {
-	struct kvm_run *run = self->vcpu->run;
 	struct kvm_nested_state *state;
-	int i, ret;
+	int i;
 
-	self->vmcb = PLAIN_VMCB;
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_MSR_PROT);
-	stage_permission_maps(self);
+	stage_permission_maps(self, vmcb, INTERCEPT_MSR_PROT);
 	start_l2(self, vmcb, l2_call);
 	state = nested_state_get(self);
 
 	lose(self);
 	vcpu_nested_state_set(self->vcpu, state);
-	for (i = 0; i < 2; i++) {
-		ret = _vcpu_run(self->vcpu);
-		TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_INTERNAL_ERROR,
-			    "Expected an internal error, rc: %i errno: %i exit: %u (%s)", ret,
-			    errno, run->exit_reason, exit_reason_str(run->exit_reason));
-	}
+	for (i = 0; i < 2; i++)
+		run_to_exit(self, KVM_EXIT_INTERNAL_ERROR);
 	regain(self);
 	expect_l1_call(self, vcpu_access_run(self->vcpu));
 	expect_right(self);
@@ -1316,9 +1323,7 @@ TEST_REACH(msr_permission_map_of_state)
 
 TEST_REACH(io_permission_map)
 {
-	self->vmcb = PLAIN_VMCB;
-	vmcb->control.intercept |= BIT_ULL(INTERCEPT_IOIO_PROT);
-	stage_permission_maps(self);
+	stage_permission_maps(self, vmcb, INTERCEPT_IOIO_PROT);
 	start_l2(self, vmcb, l2_ports);
 
 	lose(self);
@@ -1386,22 +1391,15 @@ TEST_REACH(smi_save_area)
 TEST_REACH(smi_state)
 {
 	set_smram_state(self, SMM_STATE, 0);
-	l1_set(self, l1_stop);
-	run_to_port(self, L2_PORT);
+	start_l1(self);
 	expect_dead_of_smi(self);
 }
 
 /* RSM starts again when its page is back, also if it is the second of two. */
 static void rsm_state(struct nested *self, int offset)
 {
-	static uint8_t decoy[4096], zero[4096];
-
-	make_smm_decoy(self, decoy);
-	memmove(decoy, decoy - offset, PAGE_SIZE + offset);
-	stage(self, SMM_STATE, zero, decoy);
-	set_smram_state(self, SMM_STATE, offset);
-	l1_set(self, l1_stop);
-	run_to_port(self, L2_PORT);
+	stage_smm_state(self, offset);
+	start_l1(self);
 	enter_smm(self);
 	wait_for_page(self, SMM_STATE);
 }
@@ -1419,18 +1417,12 @@ TEST_REACH(rsm_state_second_page)
 /* Nor does RSM get to an L2 without its VMCB, or without what L1 had: a shutdown. */
 static void expect_rsm_shutdown(struct nested *self, struct vmcb *vmcb)
 {
-	struct kvm_run *run = self->vcpu->run;
-	int ret;
-
 	set_smram_state(self, PLAIN_SMM_STATE, 0);
 	start_l2(self, vmcb, l2_call);
 	enter_smm(self);
 
 	lose(self);
-	ret = _vcpu_run(self->vcpu);
-	TEST_ASSERT(!ret && run->exit_reason == KVM_EXIT_SHUTDOWN,
-		    "Expected a shutdown, rc: %i errno: %i exit: %u (%s)", ret, errno,
-		    run->exit_reason, exit_reason_str(run->exit_reason));
+	run_to_exit(self, KVM_EXIT_SHUTDOWN);
 	regain(self);
 }
 
